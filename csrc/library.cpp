@@ -1,0 +1,22 @@
+// The operators' schemas, one a line, and the Python module that says how it was built.
+
+#include <pybind11/pybind11.h>
+#include <torch/library.h>
+
+#include "common/cpu_capability.h"
+
+// clang-format off
+TORCH_LIBRARY(fedkern, m) {
+  m.def("calibrated_ce(Tensor input, Tensor target, Tensor? weight=None, Tensor? class_counts=None, str calibration='label', int ignore_index=-100, str reduction='mean', float label_smoothing=0.0) -> Tensor");
+  m.def("calibrated_ce_forward(Tensor input, Tensor target, Tensor? weight, Tensor? class_counts, str calibration, int ignore_index, str reduction, float label_smoothing, bool compute_gradient) -> (Tensor loss, Tensor gradient)");
+  m.def("calibrated_ce_backward(Tensor grad_loss, Tensor gradient, Tensor target, int ignore_index) -> Tensor");
+  m.def("class_counts(Tensor target, SymInt num_classes, int ignore_index=-100) -> Tensor");
+}
+// clang-format on
+
+PYBIND11_MODULE(_C, m) {
+  m.attr("torch_version") = FEDKERN_TORCH_VERSION;
+  m.attr("cuda_architectures") = FEDKERN_CUDA_ARCHITECTURES;  // "80-real;90-virtual"; empty without
+  m.attr("cuda_reason") = FEDKERN_CUDA_REASON;                // why there are none
+  m.attr("cpu_capability") = fedkern::cpu_capability_name();
+}

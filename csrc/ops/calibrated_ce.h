@@ -1,0 +1,136 @@
+#pragma once
+
+// calibrated_ce: FedGA's calibrated cross entropy. The formulas are in calibrated_ce_math.h.
+//
+//   input         [C], [N, C] or [N, C, d1, ...], float32, float64, bfloat16 or float16, any strides
+//   target        class indices, any integer dtype: [], [N] or [N, d1, ...]
+//   weight        [C] or none, floating
+//   class_counts  [C] or none, real: finite, >= 0, > 0 for every class that is a label.
+//                 None: the histogram of this call's labels
+//   loss          input's dtype; [] for "mean" and "sum", target's shape for "none"
+//   gradient      of the (reduced) loss by input: input's shape, dtype and (dense) strides. The mean's
+//                 denominator is in it, so backward only multiplies by the upstream gradient
+//
+// Rows whose label is ignore_index count for nothing, wherever ignore_index lies. An empty mean is nan.
+// Accumulates in float32 (float64 for float64). The bits do not depend on the number of threads.
+// Labels are checked: by an error on the CPU, by a device-side assert on CUDA.
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/util/Exception.h>
+
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+#include "common/tensor_rows.h"
+#include "ops/calibrated_ce_math.h"
+
+namespace fedkern {
+
+struct CalibratedCEOptions {
+  Calibration calibration;
+  Reduction reduction;
+};
+
+namespace detail {
+
+inline void check_class_vector(const std::optional<at::Tensor>& vector, const char* name,
+                               const at::Tensor& input) {
+  if (!vector) return;
+  const auto num_classes = input.sym_size(class_dim(input));
+  TORCH_CHECK_VALUE(vector->dim() == 1 && vector->sym_size(0) == num_classes, "calibrated_ce: ", name,
+                    " must have one entry per class, [", num_classes, "], got shape ",
+                    vector->sym_sizes());
+  TORCH_CHECK_VALUE(vector->device() == input.device(), "calibrated_ce: ", name,
+                    " must be on input's device, ", input.device(), ", got ", vector->device());
+}
+
+}  // namespace detail
+
+// Every backend's first line. Shapes may be symbolic; the contents of tensors are not looked at.
+inline CalibratedCEOptions check_calibrated_ce(const at::Tensor& input, const at::Tensor& target,
+                                               const std::optional<at::Tensor>& weight,
+                                               const std::optional<at::Tensor>& class_counts,
+                                               std::string_view calibration,
+                                               std::string_view reduction, double label_smoothing) {
+  const auto dtype = input.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
+                       dtype == at::kHalf,
+                   "calibrated_ce: input must be float32, float64, bfloat16 or float16, got ", dtype);
+  TORCH_CHECK_VALUE(input.dim() >= 1,
+                    "calibrated_ce: input must have shape (C), (N, C) or (N, C, d1, ...), got ()");
+  TORCH_CHECK_TYPE(!target.is_floating_point(),
+                   "calibrated_ce: target must hold class indices (an integer dtype), got ",
+                   target.scalar_type(), "; class probabilities are not supported");
+  TORCH_CHECK_TYPE(at::isIntegralType(target.scalar_type(), /*includeBool=*/false),
+                   "calibrated_ce: target must hold class indices (an integer dtype), got ",
+                   target.scalar_type());
+  TORCH_CHECK_VALUE(target.device() == input.device(), "calibrated_ce: target must be on input's device, ",
+                    input.device(), ", got ", target.device());
+
+  c10::SymDimVector expected;
+  for (int64_t d = 0; d < input.dim(); ++d) {
+    if (d != class_dim(input)) expected.push_back(input.sym_size(d));
+  }
+  TORCH_CHECK_VALUE(target.sym_sizes() == c10::SymIntArrayRef(expected),
+                    "calibrated_ce: target must have input's shape without the class dimension, ",
+                    c10::SymIntArrayRef(expected), ", got ", target.sym_sizes());
+  TORCH_CHECK_VALUE(input.sym_size(class_dim(input)) >= 1,
+                    "calibrated_ce: input must have at least one class, got shape ",
+                    input.sym_sizes());
+
+  detail::check_class_vector(weight, "weight", input);
+  detail::check_class_vector(class_counts, "class_counts", input);
+  TORCH_CHECK_TYPE(!weight || weight->is_floating_point(),
+                   "calibrated_ce: weight must be floating, got ", weight->scalar_type());
+  TORCH_CHECK_TYPE(!class_counts || class_counts->is_floating_point() ||
+                       at::isIntegralType(class_counts->scalar_type(), /*includeBool=*/false),
+                   "calibrated_ce: class_counts must be real, got ", class_counts->scalar_type());
+
+  TORCH_CHECK_VALUE(label_smoothing >= 0 && label_smoothing <= 1,
+                    "calibrated_ce: label_smoothing must be in [0, 1], got ", label_smoothing);
+
+  CalibratedCEOptions options{};
+  if (calibration == "label") {
+    options.calibration = Calibration::kLabel;
+  } else if (calibration == "gradient") {
+    options.calibration = Calibration::kGradient;
+  } else {
+    TORCH_CHECK_VALUE(false, "calibrated_ce: calibration must be 'label' or 'gradient', got '",
+                      calibration, "'");
+  }
+  if (reduction == "mean") {
+    options.reduction = Reduction::kMean;
+  } else if (reduction == "sum") {
+    options.reduction = Reduction::kSum;
+  } else if (reduction == "none") {
+    options.reduction = Reduction::kNone;
+  } else {
+    TORCH_CHECK_VALUE(false, "calibrated_ce: reduction must be 'mean', 'sum' or 'none', got '",
+                      reduction, "'");
+  }
+  return options;
+}
+
+// Every backend's last line: allocates loss and gradient and calls run(logits, loss, gradient) with
+// tensors that have a RowLayout; gradient is undefined where none is wanted. Copies only layouts that no
+// operator makes in passing (d1, d2, ... out of order).
+template <typename Run>
+std::tuple<at::Tensor, at::Tensor> allocate_and_run(const at::Tensor& input, const at::Tensor& target,
+                                                    Reduction reduction, bool compute_gradient,
+                                                    const Run& run) {
+  at::Tensor loss = reduction == Reduction::kNone ? at::empty(target.sizes(), input.options())
+                                                  : at::empty({}, input.options());
+  at::Tensor gradient = compute_gradient ? at::empty_like(input) : at::empty({0}, input.options());
+  at::Tensor written;
+  if (compute_gradient) {
+    written = row_layout(gradient) ? gradient : at::empty(input.sizes(), input.options());
+  }
+  run(row_layout(input) ? input : input.contiguous(), loss, written);
+  if (compute_gradient && !written.is_same(gradient)) gradient.copy_(written);
+  return {loss, gradient};
+}
+
+}  // namespace fedkern

@@ -1,0 +1,249 @@
+// Compiled once per CPU capability: at::vec and raw pointers only, all of it in an anonymous namespace,
+// so that no code for a newer CPU is merged into what an older one runs.
+//
+// A row is read twice (maximum; exponentials and sums) and its gradient written twice (exponentials,
+// then times a class's coefficient), all but the first from the L1 or L2 cache. Per element: one exp,
+// about ten other operations.
+
+#include "ops/cpu/calibrated_ce_kernel.h"
+
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+
+#include <limits>
+
+namespace fedkern {
+namespace {
+
+using at::vec::Vectorized;
+
+// Calls body(j, count) for count classes from j on: whole vectors first, the rest last.
+template <typename T, typename Body>
+inline void for_each_vector(int64_t num_classes, const Body& body) {
+  constexpr int64_t kWidth = Vectorized<T>::size();
+  int64_t j = 0;
+  for (; j + kWidth <= num_classes; j += kWidth) body(j, kWidth);
+  if (j < num_classes) body(j, num_classes - j);
+}
+
+// ---- rows in memory <-> rows of T -------------------------------------------------------------------
+
+template <typename scalar_t, typename T = accumulate_t<scalar_t>>
+inline void load_row(const scalar_t* from, T* to, int64_t num_classes) {
+  constexpr int64_t kHalf = Vectorized<T>::size();
+  for_each_vector<scalar_t>(num_classes, [&](int64_t j, int64_t count) {
+    const auto [low, high] =
+        at::vec::convert_to_float<scalar_t>(Vectorized<scalar_t>::loadu(from + j, count));
+    low.store(to + j, count < kHalf ? count : kHalf);
+    if (count > kHalf) high.store(to + j + kHalf, count - kHalf);
+  });
+}
+
+template <typename scalar_t, typename T = accumulate_t<scalar_t>>
+inline void store_row(const T* from, scalar_t* to, int64_t num_classes) {
+  constexpr int64_t kHalf = Vectorized<T>::size();
+  for_each_vector<scalar_t>(num_classes, [&](int64_t j, int64_t count) {
+    const auto low = Vectorized<T>::loadu(from + j, count < kHalf ? count : kHalf);
+    const auto high =
+        count > kHalf ? Vectorized<T>::loadu(from + j + kHalf, count - kHalf) : Vectorized<T>(0);
+    at::vec::convert_from_float<scalar_t>(low, high).store(to + j, count);
+  });
+}
+
+// A tile: `rows` rows of one sample, next to each other in memory.
+template <typename scalar_t, typename T>
+inline void gather(const scalar_t* from, const RowLayout& layout, int64_t rows, int64_t num_classes,
+                   T* to) {
+  for (int64_t c = 0; c < num_classes; ++c) {
+    const scalar_t* p = from + c * layout.class_stride;
+    for (int64_t i = 0; i < rows; ++i) {
+      to[i * num_classes + c] = static_cast<T>(p[i * layout.position_stride]);
+    }
+  }
+}
+
+template <typename scalar_t, typename T>
+inline void scatter(const T* from, int64_t rows, int64_t num_classes, const RowLayout& layout,
+                    scalar_t* to) {
+  for (int64_t c = 0; c < num_classes; ++c) {
+    scalar_t* p = to + c * layout.class_stride;
+    for (int64_t i = 0; i < rows; ++i) {
+      p[i * layout.position_stride] = static_cast<scalar_t>(from[i * num_classes + c]);
+    }
+  }
+}
+
+// ---- one row ----------------------------------------------------------------------------------------
+
+template <typename T>
+inline T row_maximum(const T* z, int64_t num_classes) {
+  using V = Vectorized<T>;
+  constexpr int64_t kWidth = V::size();
+  const V lowest(-std::numeric_limits<T>::infinity());
+  // Four chains, since one would wait for itself. clamp_min(a, b) is the maximum without the price of
+  // passing nan on: a nan spoils the sums anyway.
+  V m0 = lowest, m1 = lowest, m2 = lowest, m3 = lowest;
+  int64_t j = 0;
+  for (; j + 4 * kWidth <= num_classes; j += 4 * kWidth) {
+    m0 = at::vec::clamp_min(V::loadu(z + j), m0);
+    m1 = at::vec::clamp_min(V::loadu(z + j + kWidth), m1);
+    m2 = at::vec::clamp_min(V::loadu(z + j + 2 * kWidth), m2);
+    m3 = at::vec::clamp_min(V::loadu(z + j + 3 * kWidth), m3);
+  }
+  for_each_vector<T>(num_classes - j, [&](int64_t i, int64_t count) {
+    m0 = at::vec::clamp_min(V::set(lowest, V::loadu(z + j + i, count), count), m0);
+  });
+  T lanes[kWidth];
+  at::vec::clamp_min(at::vec::clamp_min(m0, m1), at::vec::clamp_min(m2, m3)).store(lanes);
+  T m = lanes[0];
+  for (int64_t i = 1; i < kWidth; ++i) m = lanes[i] > m ? lanes[i] : m;
+  return m;
+}
+
+template <typename T>
+inline T sum_lanes(const Vectorized<T>& v) {
+  T lanes[Vectorized<T>::size()];
+  v.store(lanes);
+  for (int64_t width = Vectorized<T>::size() / 2; width > 0; width /= 2) {
+    for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+
+// The row's sums; its exponentials go to `e`, which may be z, unless `e` is null.
+template <bool kWeighted, typename T>
+inline RowSums<T> exponentiate(const T* z, T* e, T maximum, T n_y, T inverse_n_y, const T* n,
+                               const T* w, int64_t num_classes) {
+  using V = Vectorized<T>;
+  const V m(maximum), ny(n_y), inverse_ny(inverse_n_y), zero(0);
+  const V minus_infinity(-std::numeric_limits<T>::infinity());
+  const V lowest(std::numeric_limits<T>::lowest());  // 0 * lowest is 0, 0 * -inf is not
+  V s(0), a(0), b(0), v(0);
+  for_each_vector<T>(num_classes, [&](int64_t j, int64_t count) {
+    V d = V::loadu(z + j, count) - m;
+    if (count < V::size()) d = V::set(minus_infinity, d, count);
+    const V e_c = d.exp();
+    V r = relative_count(ny, inverse_ny, V::loadu(n + j, count));
+    if constexpr (kWeighted) {
+      const V w_c = V::loadu(w + j, count);
+      r = w_c * r;
+      v = v + V::blendv(w_c * d, zero, w_c == zero);
+    }
+    const V weighted_e = r * e_c;
+    s = s + e_c;
+    a = a + weighted_e;
+    b = at::vec::fmadd(weighted_e, at::vec::clamp_min(d, lowest), b);
+    if (e) e_c.store(e + j, count);
+  });
+  return {sum_lanes(s), sum_lanes(a), sum_lanes(b), sum_lanes(v)};
+}
+
+// Turns the exponentials in `e` into the gradient, but for the label's own term.
+template <bool kWeighted, typename T>
+inline void scale_exponentials(T* e, const GradientCoefficients<T>& k, const T* q, const T* w,
+                               int64_t num_classes) {
+  using V = Vectorized<T>;
+  const V alpha(k.alpha), beta(k.beta), gamma(k.gamma), delta(k.delta);
+  for_each_vector<T>(num_classes, [&](int64_t j, int64_t count) {
+    V coefficient = at::vec::fmadd(gamma, V::loadu(q + j, count), alpha);
+    V g = V::loadu(e + j, count);
+    if constexpr (kWeighted) {
+      const V w_c = V::loadu(w + j, count);
+      coefficient = at::vec::fmadd(beta, w_c, coefficient);
+      g = g * coefficient - delta * w_c;
+    } else {
+      g = g * coefficient;
+    }
+    g.store(e + j, count);
+  });
+}
+
+// Returns the row's loss; leaves its gradient in `g` (which may be z) unless `g` is null.
+template <bool kWeighted, typename scalar_t, typename T = accumulate_t<scalar_t>>
+inline T run_row(const CalibratedCEArguments<scalar_t>& arguments, int64_t label, const T* z, T* g) {
+  const int64_t num_classes = arguments.num_classes;
+  if (label == arguments.ignore_index) {
+    for (int64_t c = 0; g && c < num_classes; ++c) g[c] = T(0);
+    return T(0);
+  }
+  const T n_y = arguments.n[label], inverse_n_y = T(1) / n_y;
+  const T w_y = kWeighted ? arguments.w[label] : T(1);
+  const T maximum = row_maximum(z, num_classes);
+  const T d_y = z[label] - maximum;  // read before g, which may be z, is written
+  const RowSums<T> sums = exponentiate<kWeighted>(z, g, maximum, n_y, inverse_n_y, arguments.n,
+                                                  arguments.w, num_classes);
+  if (g) {
+    const auto k = gradient_coefficients(arguments.calibration, kWeighted, sums, w_y, inverse_n_y,
+                                         arguments.smoothing, arguments.scale);
+    const T* q = arguments.calibration == Calibration::kLabel ? arguments.wn : arguments.n;
+    scale_exponentials<kWeighted>(g, k, q, arguments.w, num_classes);
+    g[label] -= k.at_label;
+  }
+  return row_loss(sums, d_y, w_y, arguments.smoothing);
+}
+
+// ---- all rows ---------------------------------------------------------------------------------------
+
+template <bool kWeighted, typename scalar_t, typename T = accumulate_t<scalar_t>>
+inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments, int64_t begin, int64_t end,
+                       T* scratch) {
+  const int64_t num_classes = arguments.num_classes;
+  const RowLayout& from = arguments.logits_layout;
+  const RowLayout& to = arguments.gradient_layout;
+  const bool contiguous =
+      from.class_stride == 1 && (!arguments.gradient || to.class_stride == 1);
+  double sum = 0;
+  const auto finish = [&](int64_t row, T loss) {
+    sum += loss;
+    if (arguments.row_loss) arguments.row_loss[row] = static_cast<scalar_t>(loss);
+  };
+
+  if (contiguous) {
+    for (int64_t row = begin; row < end; ++row) {
+      const scalar_t* z = arguments.logits + from.offset(row);
+      scalar_t* g = arguments.gradient ? arguments.gradient + to.offset(row) : nullptr;
+      if constexpr (std::is_same_v<scalar_t, T>) {
+        finish(row, run_row<kWeighted>(arguments, arguments.target[row], z, g));
+      } else {
+        load_row(z, scratch, num_classes);
+        finish(row, run_row<kWeighted>(arguments, arguments.target[row], scratch,
+                                       g ? scratch : nullptr));
+        if (g) store_row(scratch, g, num_classes);
+      }
+    }
+    return sum;
+  }
+
+  const int64_t tile_rows = calibrated_ce_scratch_rows(arguments);
+  for (int64_t row = begin; row < end;) {
+    // A tile ends where the block or the sample ends.
+    int64_t rows = from.positions - row % from.positions;
+    if (rows > tile_rows) rows = tile_rows;
+    if (rows > end - row) rows = end - row;
+    gather(arguments.logits + from.offset(row), from, rows, num_classes, scratch);
+    for (int64_t i = 0; i < rows; ++i) {
+      T* z = scratch + i * num_classes;
+      finish(row + i, run_row<kWeighted>(arguments, arguments.target[row + i],
+                                         static_cast<const T*>(z), arguments.gradient ? z : nullptr));
+    }
+    if (arguments.gradient) {
+      scatter(scratch, rows, num_classes, to, arguments.gradient + to.offset(row));
+    }
+    row += rows;
+  }
+  return sum;
+}
+
+template <typename scalar_t>
+double run(const CalibratedCEArguments<scalar_t>& arguments, int64_t begin, int64_t end,
+           accumulate_t<scalar_t>* scratch) {
+  return arguments.w ? run_rows<true>(arguments, begin, end, scratch)
+                     : run_rows<false>(arguments, begin, end, scratch);
+}
+
+}  // namespace
+
+FEDKERN_DEFINE_VARIANT(CalibratedCEKernels, calibrated_ce_kernels) = {
+    &run<float>, &run<double>, &run<c10::BFloat16>, &run<c10::Half>};
+
+}  // namespace fedkern

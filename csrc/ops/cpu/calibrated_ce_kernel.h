@@ -1,0 +1,75 @@
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <cstdint>
+
+#include "common/cpu_capability.h"
+#include "common/row_layout.h"
+#include "ops/calibrated_ce_math.h"
+
+namespace fedkern {
+
+// float accumulates float32, bfloat16 and float16; double accumulates float64.
+template <typename scalar_t>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+template <typename scalar_t>
+using accumulate_t = typename Accumulate<scalar_t>::type;
+
+template <typename scalar_t>
+struct CalibratedCEArguments {
+  using T = accumulate_t<scalar_t>;
+
+  const scalar_t* logits;
+  RowLayout logits_layout;
+  const int64_t* target;  // one label a row, in row order
+  int64_t num_classes;
+
+  const T* n;   // [C] class counts
+  const T* w;   // [C] class weights, or null: no weights and no label smoothing
+  const T* wn;  // [C] w * n; n without weights
+
+  Calibration calibration;
+  LabelSmoothing<T> smoothing;
+  int64_t ignore_index;
+  T scale;  // 1 over the mean's denominator, else 1
+
+  scalar_t* row_loss;  // [rows] or null
+  scalar_t* gradient;  // or null
+  RowLayout gradient_layout;
+};
+
+// Rows that `scratch` must have room for, C elements each: none where a row can be worked on in the
+// gradient itself, one where it has to be converted, a tile where it has to be gathered.
+template <typename scalar_t>
+int64_t calibrated_ce_scratch_rows(const CalibratedCEArguments<scalar_t>& arguments) {
+  constexpr int64_t kTileRows = 16, kTileElements = 65536;
+  const bool contiguous = arguments.logits_layout.class_stride == 1 &&
+                          (!arguments.gradient || arguments.gradient_layout.class_stride == 1);
+  if (!contiguous) {
+    const int64_t rows = kTileElements / arguments.num_classes;
+    return rows < 1 ? 1 : rows > kTileRows ? kTileRows : rows;
+  }
+  return sizeof(scalar_t) < sizeof(accumulate_t<scalar_t>) ? 1 : 0;
+}
+
+// Rows [begin, end): writes their losses and gradients, returns the sum of their losses, unscaled.
+struct CalibratedCEKernels {
+  double (*run_float)(const CalibratedCEArguments<float>&, int64_t begin, int64_t end, float* scratch);
+  double (*run_double)(const CalibratedCEArguments<double>&, int64_t begin, int64_t end,
+                       double* scratch);
+  double (*run_bfloat16)(const CalibratedCEArguments<c10::BFloat16>&, int64_t begin, int64_t end,
+                         float* scratch);
+  double (*run_half)(const CalibratedCEArguments<c10::Half>&, int64_t begin, int64_t end,
+                     float* scratch);
+};
+FEDKERN_DECLARE_VARIANTS(CalibratedCEKernels, calibrated_ce_kernels)
+
+}  // namespace fedkern

@@ -1,0 +1,89 @@
+#include "ops/calibrated_ce.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include "ops/cuda/calibrated_ce_kernel.h"
+
+namespace fedkern {
+namespace {
+
+// scalar_t is CUDA's own type of input's dtype; at_t is ATen's, of the same bits.
+template <typename scalar_t, typename at_t>
+void forward(const at::Tensor& input, const at::Tensor& target,
+             const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& class_counts,
+             const CalibratedCEOptions& options, int64_t ignore_index, double label_smoothing,
+             at::Tensor& loss, at::Tensor& gradient) {
+  using T = typename CudaAccumulate<scalar_t>::type;
+  const auto accumulate = input.options().dtype(c10::CppTypeToScalarType<T>::value);
+  const int64_t num_classes = input.size(class_dim(input));
+  const at::Tensor labels = target.to(at::kLong).contiguous();
+  const auto class_vector = [&](const std::optional<at::Tensor>& given) {
+    return given ? given->detach().to(accumulate.dtype()).contiguous() : at::Tensor();
+  };
+  const at::Tensor counts = class_vector(class_counts), weights = class_vector(weight);
+  at::Tensor histogram = at::zeros({num_classes}, labels.options());
+  at::Tensor n = at::empty({num_classes}, accumulate);
+  at::Tensor sums = at::empty({2}, accumulate.dtype(at::kDouble));
+
+  CalibratedCECudaArguments<scalar_t> arguments{};
+  arguments.logits = reinterpret_cast<const scalar_t*>(input.const_data_ptr<at_t>());
+  arguments.logits_layout = *row_layout(input);
+  arguments.target = labels.const_data_ptr<int64_t>();
+  arguments.rows = labels.numel();
+  arguments.num_classes = num_classes;
+  arguments.given_counts = counts.defined() ? counts.const_data_ptr<T>() : nullptr;
+  arguments.weight = weights.defined() ? weights.const_data_ptr<T>() : nullptr;
+  arguments.calibration = options.calibration;
+  arguments.reduction = options.reduction;
+  arguments.ignore_index = ignore_index;
+  arguments.label_smoothing = static_cast<T>(label_smoothing);
+  arguments.histogram = histogram.mutable_data_ptr<int64_t>();
+  arguments.n = n.mutable_data_ptr<T>();
+  arguments.sums = sums.mutable_data_ptr<double>();
+  at::Tensor row_losses;
+  if (options.reduction != Reduction::kNone) {
+    row_losses = at::empty({labels.numel()}, sums.options());
+    arguments.row_losses = row_losses.mutable_data_ptr<double>();
+  }
+  arguments.loss = reinterpret_cast<scalar_t*>(loss.mutable_data_ptr<at_t>());
+  if (gradient.defined()) {
+    arguments.gradient = reinterpret_cast<scalar_t*>(gradient.mutable_data_ptr<at_t>());
+    arguments.gradient_layout = *row_layout(gradient);
+  }
+  C10_CUDA_CHECK(calibrated_ce_forward_cuda(arguments, c10::cuda::getCurrentCUDAStream()));
+}
+
+std::tuple<at::Tensor, at::Tensor> calibrated_ce_forward(
+    const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight,
+    const std::optional<at::Tensor>& class_counts, c10::string_view calibration,
+    int64_t ignore_index, c10::string_view reduction, double label_smoothing,
+    bool compute_gradient) {
+  const auto options = check_calibrated_ce(input, target, weight, class_counts, calibration,
+                                           reduction, label_smoothing);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const auto run = [&](const at::Tensor& logits, at::Tensor& loss, at::Tensor& gradient) {
+    const auto call = [&](auto forward_of_dtype) {
+      forward_of_dtype(logits, target, weight, class_counts, options, ignore_index, label_smoothing,
+                       loss, gradient);
+    };
+    switch (input.scalar_type()) {
+      case at::kFloat: return call(forward<float, float>);
+      case at::kDouble: return call(forward<double, double>);
+      case at::kBFloat16: return call(forward<__nv_bfloat16, c10::BFloat16>);
+      default: return call(forward<__half, c10::Half>);
+    }
+  };
+  return allocate_and_run(input, target, options.reduction, compute_gradient, run);
+}
+
+}  // namespace
+}  // namespace fedkern
+
+TORCH_LIBRARY_IMPL(fedkern, CUDA, m) {
+  m.impl("calibrated_ce_forward", TORCH_FN(fedkern::calibrated_ce_forward));
+}

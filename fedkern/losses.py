@@ -1,0 +1,143 @@
+"""Losses: FedGA's calibrated cross entropy."""
+
+from typing import Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from fedkern import _library  # noqa: F401  (registers torch.ops.fedkern)
+
+Calibration: TypeAlias = Literal["label", "gradient"]
+Reduction: TypeAlias = Literal["none", "mean", "sum"]
+
+
+def calibrated_ce(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    class_counts: Tensor | None = None,
+    calibration: Calibration = "label",
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""FedGA's calibrated cross entropy (arXiv 2412.16582), loss and gradient in one pass.
+
+    Takes the place of :func:`torch.nn.functional.cross_entropy` with class indices as target; equal
+    class counts make it exactly that. With logits z, p = softmax(z), class counts n, class weights
+    w (default 1), label smoothing e and r_c = 1 - n_c / n_y, the label y of a sample becomes
+
+        t_c = (1 - e) [c = y] + e / C + stop_gradient(p_c) r_c        loss = - sum_c w_c t_c log p_c
+
+    The calibrated label does not sum to one, so the loss may be negative: watch plain cross entropy
+    beside it. For w = 1, e = 0 the gradient is p_j (1 + (n_j - sum_c p_c n_c) / n_y) - [j = y]: the
+    rarer its label, the harder a sample pushes a common class down.
+
+    Args:
+        input: logits, [C], [N, C] or [N, C, d1, ...]; float32, float64, bfloat16 or float16, any
+            strides. Half types accumulate in float32. Under autocast it is converted to float32.
+        target: class indices in [0, C), [], [N] or [N, d1, ...]; any integer dtype.
+        weight: class weights w, [C], floating.
+        class_counts: class counts n, [C], any real dtype: finite, not negative, positive for every
+            class that is a label. Only their ratios matter. Default: the histogram of this call's
+            labels (all positions of the call together; under data parallelism or gradient
+            accumulation, each rank's and each micro-batch's own). A call with a single sample has a
+            histogram of one label, which is *not* cross entropy: pass counts there.
+        calibration: "label" (the published gradient, above) or "gradient": the same loss value, but
+            p_j n_j / n_y - [j = y] is sent back, the idealised form in which a missing class gets no
+            push at all. In training "label" is what works.
+        ignore_index: a label that counts for nothing: loss, gradient, histogram and mean.
+        reduction: "mean" (over the weights of the labels that count, as in cross_entropy), "sum" or
+            "none".
+        label_smoothing: e, in [0, 1]. The calibration term is not scaled by 1 - e.
+
+    Returns:
+        The loss in input's dtype: a scalar, or target's shape for "none". The mean over no sample is
+        nan, as in cross_entropy.
+
+    Raises:
+        TypeError: a dtype that is not supported, e.g. class probabilities as target.
+        ValueError: a shape, device, count or option that is not as above, or a `weight` or
+            `class_counts` that requires grad.
+        IndexError: a label outside [0, C). On CUDA bad labels and counts are device-side asserts.
+    """
+    return cast(
+        Tensor,
+        torch.ops.fedkern.calibrated_ce.default(
+            input,
+            target,
+            weight,
+            class_counts,
+            calibration,
+            ignore_index,
+            reduction,
+            label_smoothing,
+        ),
+    )
+
+
+def class_counts(target: Tensor, num_classes: int, ignore_index: int = -100) -> Tensor:
+    """How often each class occurs in `target`: what `calibrated_ce` takes as `class_counts`.
+
+    Args:
+        target: class indices in [0, num_classes), any shape, any integer dtype.
+        num_classes: C.
+        ignore_index: a label that is not counted.
+
+    Returns:
+        int64 [C], on target's device, without waiting for it.
+
+    Raises:
+        TypeError: target is no integer tensor.
+        ValueError: num_classes is less than 1.
+        IndexError: a label outside [0, C) (on CUDA a device-side assert).
+    """
+    return cast(Tensor, torch.ops.fedkern.class_counts.default(target, num_classes, ignore_index))
+
+
+class CalibratedCrossEntropyLoss(nn.Module):
+    """`calibrated_ce` as a module, in the place of :class:`torch.nn.CrossEntropyLoss`.
+
+    `weight` and `class_counts` are buffers: they move with the module and are part of its state_dict.
+    """
+
+    weight: Tensor | None
+    class_counts: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        class_counts: Tensor | None = None,
+        calibration: Calibration = "label",
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("class_counts", class_counts)
+        self.calibration = calibration
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of logits `input` and class indices `target`: see `calibrated_ce`."""
+        return calibrated_ce(
+            input,
+            target,
+            self.weight,
+            class_counts=self.class_counts,
+            calibration=self.calibration,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"calibration={self.calibration!r}, ignore_index={self.ignore_index}, "
+            f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
+        )
