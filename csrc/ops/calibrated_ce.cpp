@@ -143,9 +143,9 @@ struct CalibratedCEBackward : ag::Node {
     }
     Tensor result = call_backward(grads[0], gradient, target, ignore_index_);
     if (!create_graph) return {std::move(result)};
-    const auto refuse = make_node<ag::DelayedError>(
-        "calibrated_ce: second derivatives are not implemented", /*num_inputs=*/1);
-    return (*refuse)({std::move(result)});
+    ag::set_history(result, make_node<ag::Error>("calibrated_ce: second derivatives are not implemented",
+                                                 ag::edge_list{next_edge(0)}));
+    return {std::move(result)};
   }
 };
 

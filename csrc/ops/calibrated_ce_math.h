@@ -21,27 +21,31 @@ namespace fedkern {
 enum class Calibration { kLabel, kGradient };
 enum class Reduction { kNone, kMean, kSum };
 
-// Sums over the classes of one row.
+// Sums over the classes of one row: gathered in vectors of the accumulating type, added up over lanes
+// or threads in double. What follows from them is computed in double: once a row it costs nothing.
 template <typename T>
 struct RowSums {
   T s;  // sum e_c
-  T a;  // sum w_c r_c e_c
-  T b;  // sum w_c r_c e_c d_c
+  T a;  // sum w_c (n_c - n_y) e_c
+  T b;  // sum w_c (n_c - n_y) e_c d_c
   T v;  // sum w_c d_c; only label smoothing needs it
 };
 
 // What is the same for all rows of a call.
-template <typename T>
 struct LabelSmoothing {
-  T at_label;    // 1 - eps
-  T everywhere;  // eps / C
-  T weight_sum;  // sum_c w_c
+  double at_label;    // 1 - eps
+  double everywhere;  // eps / C
+  double weight_sum;  // sum_c w_c
 };
 
-// r_c; exactly 0 for equal counts.
+// Given counts are multiplied by this power of two, which brings the largest into [1/2, 1): only their
+// ratios matter, no digit changes, and no sum of theirs can overflow.
 template <typename T>
-FEDKERN_HOST_DEVICE T relative_count(T n_y, T inverse_n_y, T n_c) {
-  return (n_y - n_c) * inverse_n_y;
+FEDKERN_HOST_DEVICE T counts_unit(T largest) {
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  if (exponent < -120) exponent = -120;  // of subnormal counts: what float can hold the inverse of
+  return largest > T(0) ? std::ldexp(T(1), -exponent) : T(1);
 }
 
 template <typename T>
@@ -49,48 +53,76 @@ FEDKERN_HOST_DEVICE T zero_or_product(T factor, T value) {
   return factor == T(0) ? T(0) : factor * value;
 }
 
-// loss, with log p_c = d_c - log s put into its definition.
-template <typename T>
-FEDKERN_HOST_DEVICE T row_loss(const RowSums<T>& sums, T d_y, T w_y, const LabelSmoothing<T>& e) {
-  const T log_s = std::log(sums.s);
-  const T label = -zero_or_product(e.at_label * w_y, d_y - log_s);
-  const T calibration = (sums.a * log_s - sums.b) / sums.s;
-  const T smoothing = e.everywhere == T(0) ? T(0) : e.everywhere * (e.weight_sum * log_s - sums.v);
+// The loss, with log p_c = d_c - log s and r_c = -(n_c - n_y) / n_y put into its definition.
+FEDKERN_HOST_DEVICE double row_loss(const RowSums<double>& sums, double d_y, double n_y, double w_y,
+                                    const LabelSmoothing& e) {
+  const double log_s = std::log(sums.s);
+  const double label = -zero_or_product(e.at_label * w_y, d_y - log_s);
+  const double calibration = (sums.b - sums.a * log_s) / sums.s / n_y;
+  const double smoothing = e.everywhere == 0 ? 0 : e.everywhere * (e.weight_sum * log_s - sums.v);
   return label + calibration + smoothing;
 }
 
-// The gradient by z_j:  e_j (alpha + beta w_j + gamma q_j) - delta w_j - [j = y] at_label, with
-// q_j = w_j n_j for "label" and n_j for "gradient". Where no weights are given (all w_j = 1 and
-// eps = 0) beta w_j is in alpha already.
+// What the gradient of one row needs beside n_j and w_j. With W = sum_c w_c ((1 - eps) [c = y] + eps / C),
+// the sum of the smoothed label, excess = sum_c w_c (n_c - n_y) p_c and the reduction's factor f:
+//
+//   "label":     f (p_j sum_c w_c t_c - w_j t_j)
+//              = f (p_j (W - excess / n_y (1 - w_j) + w_j (n_j - center) / n_y) - w_j (smoothed label)_j)
+//                with center = n_y + excess, without weights the expected count sum_c p_c n_c
+//   "gradient":  f (p_j W n_j / n_y - w_j (smoothed label)_j)
+//                with center = n_y
+//
+// The center comes off n_j before anything is rounded: that saves digits where n_y is much smaller than
+// the counts. n_j / n_y is a division, so that equal counts give exactly 1.
 template <typename T>
 struct GradientCoefficients {
-  T alpha, beta, gamma, delta, at_label;
+  T alpha, beta, gamma, center;  // of p_j, with f / s in them
+  T smoothing, label;            // of w_j: everywhere, and at the label
 };
 
-// "label":    p_j sum_c w_c t_c - w_j t_j       the derivative of the loss with the labels constant
-// "gradient": p_j W n_j / n_y - w_j s_j,  s = smoothed one-hot label, W = sum_c w_c s_c
-// `scale` is the reduction's factor: 1 over the mean's denominator.
-template <typename T>
-FEDKERN_HOST_DEVICE GradientCoefficients<T> gradient_coefficients(
-    Calibration calibration, bool weighted, const RowSums<T>& sums, T w_y, T inverse_n_y,
-    const LabelSmoothing<T>& e, T scale) {
-  const T inverse_s = T(1) / sums.s;
-  const T per_s = inverse_s * scale;
-  const T label_sum = e.at_label * w_y + e.everywhere * e.weight_sum;  // W; 1 without weights
-  GradientCoefficients<T> k{};
-  if (calibration == Calibration::kGradient) {
-    k.gamma = label_sum * inverse_n_y * per_s;
-  } else if (weighted) {
-    k.alpha = (label_sum + sums.a * inverse_s) * per_s;
-    k.beta = -per_s;
-    k.gamma = inverse_n_y * per_s;
+FEDKERN_HOST_DEVICE GradientCoefficients<double> gradient_coefficients(
+    Calibration calibration, const RowSums<double>& sums, double n_y, double w_y,
+    const LabelSmoothing& e, double factor) {
+  const double label_sum = e.at_label * w_y + e.everywhere * e.weight_sum;
+  const double f = factor / sums.s;
+  GradientCoefficients<double> k{};
+  k.alpha = label_sum * f;
+  if (calibration == Calibration::kLabel) {
+    const double excess = sums.a / sums.s;
+    k.beta = -excess / n_y * f;
+    k.gamma = f / n_y;
+    k.center = n_y + excess;
   } else {
-    k.alpha = sums.a * inverse_s * per_s;
-    k.gamma = inverse_n_y * per_s;
+    k.center = n_y;
   }
-  k.delta = e.everywhere * scale;
-  k.at_label = e.at_label * w_y * scale;
+  k.smoothing = e.everywhere * factor;
+  k.label = e.at_label * w_y * factor;
   return k;
+}
+
+// The coefficients in the accumulating type; what the center loses goes to the other terms.
+template <typename T>
+FEDKERN_HOST_DEVICE GradientCoefficients<T> rounded(const GradientCoefficients<double>& k) {
+  const T center = static_cast<T>(k.center);
+  const double lost = k.gamma * (k.center - static_cast<double>(center));
+  return {static_cast<T>(k.alpha - lost), static_cast<T>(k.beta + lost),
+          static_cast<T>(k.gamma),        center,
+          static_cast<T>(k.smoothing),    static_cast<T>(k.label)};
+}
+
+// The gradient by z_j but for the label's own term; V is T or a vector of T. kWeighted tells whether
+// there are weights or label smoothing.
+template <Calibration kCalibration, bool kWeighted, typename V>
+FEDKERN_HOST_DEVICE V class_gradient(V e_j, V n_j, V w_j, const GradientCoefficients<V>& k) {
+  if constexpr (kCalibration == Calibration::kGradient) {
+    const V g = e_j * (k.alpha * (n_j / k.center));
+    return kWeighted ? g - k.smoothing * w_j : g;
+  } else if constexpr (kWeighted) {
+    const V coefficient = k.alpha + k.beta * (V(1) - w_j) + k.gamma * w_j * (n_j - k.center);
+    return e_j * coefficient - k.smoothing * w_j;
+  } else {
+    return e_j * (k.alpha + k.gamma * (n_j - k.center));
+  }
 }
 
 }  // namespace fedkern

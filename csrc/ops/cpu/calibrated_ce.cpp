@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -65,7 +66,10 @@ std::vector<T> counts_of_classes(const std::optional<at::Tensor>& given,
                       "calibrated_ce: class_counts must be positive for every class that is a label, "
                       "got 0 for class ", c, ", which occurs ", histogram[c], " times");
   }
-  return std::vector<T>(counts, counts + num_classes);
+  const T unit = counts_unit(*std::max_element(counts, counts + num_classes));
+  std::vector<T> n(counts, counts + num_classes);
+  for (T& n_c : n) n_c *= unit;
+  return n;
 }
 
 template <typename scalar_t>
@@ -84,9 +88,8 @@ void forward(const at::Tensor& input, const at::Tensor& target,
   const std::vector<T> n = counts_of_classes<T>(class_counts, histogram);
 
   // Label smoothing spreads the label over all classes, as weights do: both need w.
-  std::vector<T> w, wn;
-  T weight_sum = static_cast<T>(num_classes);
-  double denominator = 0;
+  std::vector<T> w;
+  double weight_sum = static_cast<double>(num_classes), denominator = 0;
   if (weight || label_smoothing > 0) {
     w.assign(num_classes, T(1));
     if (weight) {
@@ -94,14 +97,11 @@ void forward(const at::Tensor& input, const at::Tensor& target,
           weight->detach().to(c10::CppTypeToScalarType<T>::value).contiguous();
       w.assign(converted.const_data_ptr<T>(), converted.const_data_ptr<T>() + num_classes);
     }
-    wn.resize(num_classes);
-    double sum = 0;
+    weight_sum = 0;
     for (int64_t c = 0; c < num_classes; ++c) {
-      wn[c] = w[c] * n[c];
-      sum += w[c];
+      weight_sum += w[c];
       if (histogram[c]) denominator += static_cast<double>(w[c]) * static_cast<double>(histogram[c]);
     }
-    weight_sum = static_cast<T>(sum);
   } else {
     for (const int64_t count : histogram) denominator += static_cast<double>(count);
   }
@@ -114,13 +114,11 @@ void forward(const at::Tensor& input, const at::Tensor& target,
   arguments.num_classes = num_classes;
   arguments.n = n.data();
   arguments.w = w.empty() ? nullptr : w.data();
-  arguments.wn = w.empty() ? n.data() : wn.data();
   arguments.calibration = options.calibration;
-  arguments.smoothing = {static_cast<T>(1 - label_smoothing),
-                         static_cast<T>(label_smoothing / static_cast<double>(num_classes)),
+  arguments.smoothing = {1 - label_smoothing, label_smoothing / static_cast<double>(num_classes),
                          weight_sum};
   arguments.ignore_index = ignore_index;
-  arguments.scale = static_cast<T>(1 / denominator);
+  arguments.factor = 1 / denominator;
   if (options.reduction == Reduction::kNone) {
     arguments.row_loss = loss.mutable_data_ptr<scalar_t>();
   }

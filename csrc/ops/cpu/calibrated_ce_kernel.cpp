@@ -101,85 +101,103 @@ inline T row_maximum(const T* z, int64_t num_classes) {
 }
 
 template <typename T>
-inline T sum_lanes(const Vectorized<T>& v) {
+inline double sum_lanes(const Vectorized<T>& v) {
   T lanes[Vectorized<T>::size()];
   v.store(lanes);
-  for (int64_t width = Vectorized<T>::size() / 2; width > 0; width /= 2) {
-    for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return lanes[0];
+  double sum = 0;
+  for (const T lane : lanes) sum += static_cast<double>(lane);
+  return sum;
 }
 
-// The row's sums; its exponentials go to `e`, which may be z, unless `e` is null.
+// The sums over `num_classes` classes; their exponentials go to `e`, which may be z, unless it is null.
 template <bool kWeighted, typename T>
-inline RowSums<T> exponentiate(const T* z, T* e, T maximum, T n_y, T inverse_n_y, const T* n,
-                               const T* w, int64_t num_classes) {
+inline RowSums<Vectorized<T>> exponentiate(const T* z, T* e, T maximum, T n_y, const T* n, const T* w,
+                                           int64_t num_classes) {
   using V = Vectorized<T>;
-  const V m(maximum), ny(n_y), inverse_ny(inverse_n_y), zero(0);
+  const V m(maximum), ny(n_y), zero(0);
   const V minus_infinity(-std::numeric_limits<T>::infinity());
   const V lowest(std::numeric_limits<T>::lowest());  // 0 * lowest is 0, 0 * -inf is not
-  V s(0), a(0), b(0), v(0);
+  RowSums<V> sums{zero, zero, zero, zero};
   for_each_vector<T>(num_classes, [&](int64_t j, int64_t count) {
     V d = V::loadu(z + j, count) - m;
     if (count < V::size()) d = V::set(minus_infinity, d, count);
     const V e_c = d.exp();
-    V r = relative_count(ny, inverse_ny, V::loadu(n + j, count));
+    V weighted_e = e_c * (V::loadu(n + j, count) - ny);
     if constexpr (kWeighted) {
       const V w_c = V::loadu(w + j, count);
-      r = w_c * r;
-      v = v + V::blendv(w_c * d, zero, w_c == zero);
+      weighted_e = w_c * weighted_e;
+      sums.v = sums.v + V::blendv(w_c * d, zero, w_c == zero);
     }
-    const V weighted_e = r * e_c;
-    s = s + e_c;
-    a = a + weighted_e;
-    b = at::vec::fmadd(weighted_e, at::vec::clamp_min(d, lowest), b);
+    sums.s = sums.s + e_c;
+    sums.a = sums.a + weighted_e;
+    sums.b = sums.b + weighted_e * at::vec::clamp_min(d, lowest);
     if (e) e_c.store(e + j, count);
   });
-  return {sum_lanes(s), sum_lanes(a), sum_lanes(b), sum_lanes(v)};
+  return sums;
 }
 
-// Turns the exponentials in `e` into the gradient, but for the label's own term.
 template <bool kWeighted, typename T>
-inline void scale_exponentials(T* e, const GradientCoefficients<T>& k, const T* q, const T* w,
-                               int64_t num_classes) {
+inline RowSums<double> exponentiate_row(const T* z, T* e, T maximum, T n_y, const T* n, const T* w,
+                                   int64_t num_classes) {
   using V = Vectorized<T>;
-  const V alpha(k.alpha), beta(k.beta), gamma(k.gamma), delta(k.delta);
-  for_each_vector<T>(num_classes, [&](int64_t j, int64_t count) {
-    V coefficient = at::vec::fmadd(gamma, V::loadu(q + j, count), alpha);
-    V g = V::loadu(e + j, count);
-    if constexpr (kWeighted) {
-      const V w_c = V::loadu(w + j, count);
-      coefficient = at::vec::fmadd(beta, w_c, coefficient);
-      g = g * coefficient - delta * w_c;
-    } else {
-      g = g * coefficient;
-    }
-    g.store(e + j, count);
-  });
+  // Sums of sums: a chain of additions as long as a row would lose digits.
+  constexpr int64_t kPart = 16 * V::size();
+  RowSums<V> row{V(0), V(0), V(0), V(0)};
+  for (int64_t j = 0; j < num_classes; j += kPart) {
+    const int64_t size = num_classes - j < kPart ? num_classes - j : kPart;
+    const RowSums<V> part = exponentiate<kWeighted>(z + j, e ? e + j : e, maximum, n_y, n + j,
+                                                    kWeighted ? w + j : w, size);
+    row = {row.s + part.s, row.a + part.a, row.b + part.b, row.v + part.v};
+  }
+  return {sum_lanes(row.s), sum_lanes(row.a), sum_lanes(row.b), sum_lanes(row.v)};
 }
 
-// Returns the row's loss; leaves its gradient in `g` (which may be z) unless `g` is null.
+template <typename T>
+inline GradientCoefficients<Vectorized<T>> broadcast(const GradientCoefficients<T>& k) {
+  return {Vectorized<T>(k.alpha),  Vectorized<T>(k.beta),      Vectorized<T>(k.gamma),
+          Vectorized<T>(k.center), Vectorized<T>(k.smoothing), Vectorized<T>(k.label)};
+}
+
+// Turns the exponentials in `e` into the gradient.
+template <Calibration kCalibration, bool kWeighted, typename T>
+inline void finish_gradient(T* e, int64_t label, const GradientCoefficients<T>& coefficients,
+                            const T* n, const T* w, int64_t num_classes) {
+  using V = Vectorized<T>;
+  const GradientCoefficients<V> k = broadcast(coefficients);
+  for_each_vector<T>(num_classes, [&](int64_t j, int64_t count) {
+    const V w_j = kWeighted ? V::loadu(w + j, count) : V(1);
+    class_gradient<kCalibration, kWeighted>(V::loadu(e + j, count), V::loadu(n + j, count), w_j, k)
+        .store(e + j, count);
+  });
+  e[label] -= coefficients.label;
+}
+
+// Returns the row's unreduced loss; leaves its gradient in `g` (which may be z) unless `g` is null.
 template <bool kWeighted, typename scalar_t, typename T = accumulate_t<scalar_t>>
-inline T run_row(const CalibratedCEArguments<scalar_t>& arguments, int64_t label, const T* z, T* g) {
+inline double run_row(const CalibratedCEArguments<scalar_t>& arguments, int64_t label, const T* z, T* g) {
   const int64_t num_classes = arguments.num_classes;
   if (label == arguments.ignore_index) {
     for (int64_t c = 0; g && c < num_classes; ++c) g[c] = T(0);
-    return T(0);
+    return 0;
   }
-  const T n_y = arguments.n[label], inverse_n_y = T(1) / n_y;
+  const T n_y = arguments.n[label];
   const T w_y = kWeighted ? arguments.w[label] : T(1);
   const T maximum = row_maximum(z, num_classes);
   const T d_y = z[label] - maximum;  // read before g, which may be z, is written
-  const RowSums<T> sums = exponentiate<kWeighted>(z, g, maximum, n_y, inverse_n_y, arguments.n,
-                                                  arguments.w, num_classes);
+  const RowSums<double> sums = exponentiate_row<kWeighted>(z, g, maximum, n_y, arguments.n, arguments.w,
+                                                      num_classes);
   if (g) {
-    const auto k = gradient_coefficients(arguments.calibration, kWeighted, sums, w_y, inverse_n_y,
-                                         arguments.smoothing, arguments.scale);
-    const T* q = arguments.calibration == Calibration::kLabel ? arguments.wn : arguments.n;
-    scale_exponentials<kWeighted>(g, k, q, arguments.w, num_classes);
-    g[label] -= k.at_label;
+    const auto k = rounded<T>(gradient_coefficients(arguments.calibration, sums, n_y, w_y,
+                                                    arguments.smoothing, arguments.factor));
+    if (arguments.calibration == Calibration::kLabel) {
+      finish_gradient<Calibration::kLabel, kWeighted>(g, label, k, arguments.n, arguments.w,
+                                                      num_classes);
+    } else {
+      finish_gradient<Calibration::kGradient, kWeighted>(g, label, k, arguments.n, arguments.w,
+                                                         num_classes);
+    }
   }
-  return row_loss(sums, d_y, w_y, arguments.smoothing);
+  return row_loss(sums, d_y, n_y, w_y, arguments.smoothing);
 }
 
 // ---- all rows ---------------------------------------------------------------------------------------
@@ -193,7 +211,7 @@ inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments, int64_t
   const bool contiguous =
       from.class_stride == 1 && (!arguments.gradient || to.class_stride == 1);
   double sum = 0;
-  const auto finish = [&](int64_t row, T loss) {
+  const auto finish = [&](int64_t row, double loss) {
     sum += loss;
     if (arguments.row_loss) arguments.row_loss[row] = static_cast<scalar_t>(loss);
   };

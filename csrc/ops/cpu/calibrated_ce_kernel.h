@@ -32,14 +32,13 @@ struct CalibratedCEArguments {
   const int64_t* target;  // one label a row, in row order
   int64_t num_classes;
 
-  const T* n;   // [C] class counts
-  const T* w;   // [C] class weights, or null: no weights and no label smoothing
-  const T* wn;  // [C] w * n; n without weights
+  const T* n;  // [C] class counts
+  const T* w;  // [C] class weights, or null: neither weights nor label smoothing
 
   Calibration calibration;
-  LabelSmoothing<T> smoothing;
+  LabelSmoothing smoothing;
   int64_t ignore_index;
-  T scale;  // 1 over the mean's denominator, else 1
+  double factor;  // 1 over the mean's denominator, else 1
 
   scalar_t* row_loss;  // [rows] or null
   scalar_t* gradient;  // or null

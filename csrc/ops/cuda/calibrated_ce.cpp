@@ -41,7 +41,7 @@ void forward(const at::Tensor& input, const at::Tensor& target,
   arguments.calibration = options.calibration;
   arguments.reduction = options.reduction;
   arguments.ignore_index = ignore_index;
-  arguments.label_smoothing = static_cast<T>(label_smoothing);
+  arguments.label_smoothing = label_smoothing;
   arguments.histogram = histogram.mutable_data_ptr<int64_t>();
   arguments.n = n.mutable_data_ptr<T>();
   arguments.sums = sums.mutable_data_ptr<double>();

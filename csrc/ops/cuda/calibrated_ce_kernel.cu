@@ -19,6 +19,11 @@ template <typename scalar_t>
 __global__ void __launch_bounds__(kSumThreads)
     prepare_classes(const CalibratedCECudaArguments<scalar_t> arguments) {
   using T = typename CudaAccumulate<scalar_t>::type;
+  T largest = 0;
+  for (int64_t c = threadIdx.x; arguments.given_counts && c < arguments.num_classes; c += kSumThreads) {
+    largest = arguments.given_counts[c] > largest ? arguments.given_counts[c] : largest;
+  }
+  const T unit = counts_unit(block_max<kSumThreads>(largest));
   double denominator = 0, weight_sum = 0;
   for (int64_t c = threadIdx.x; c < arguments.num_classes; c += kSumThreads) {
     const int64_t occurs = arguments.histogram[c];
@@ -28,7 +33,7 @@ __global__ void __launch_bounds__(kSumThreads)
     assert((occurs == 0 || n_c > 0) &&
            "calibrated_ce: class_counts must be positive for every class that is a label");
     const T w_c = arguments.weight ? arguments.weight[c] : T(1);
-    arguments.n[c] = n_c;
+    arguments.n[c] = arguments.given_counts ? n_c * unit : n_c;
     if (occurs > 0) denominator += static_cast<double>(w_c) * static_cast<double>(occurs);
     weight_sum += static_cast<double>(w_c);
   }
@@ -47,11 +52,9 @@ __global__ void __launch_bounds__(kRowThreads)
     run_rows(const CalibratedCECudaArguments<scalar_t> arguments) {
   using T = typename CudaAccumulate<scalar_t>::type;
   const int64_t num_classes = arguments.num_classes;
-  const bool weighted = arguments.weight || arguments.label_smoothing > 0;
-  const T scale = static_cast<T>(1 / arguments.sums[0]);
-  const LabelSmoothing<T> smoothing{T(1) - arguments.label_smoothing,
-                                    arguments.label_smoothing / static_cast<T>(num_classes),
-                                    static_cast<T>(arguments.sums[1])};
+  const LabelSmoothing smoothing{1 - arguments.label_smoothing,
+                                 arguments.label_smoothing / static_cast<double>(num_classes),
+                                 arguments.sums[1]};
 
   for (int64_t row = blockIdx.x; row < arguments.rows; row += gridDim.x) {
     const scalar_t* z = arguments.logits + arguments.logits_layout.offset(row);
@@ -79,38 +82,39 @@ __global__ void __launch_bounds__(kRowThreads)
     }
     maximum = block_max<kRowThreads>(maximum);
 
-    const T n_y = arguments.n[label], inverse_n_y = T(1) / n_y;
+    const T n_y = arguments.n[label];
     const T w_y = arguments.weight ? arguments.weight[label] : T(1);
     const T d_y = static_cast<T>(z[label * z_stride]) - maximum;
-    RowSums<T> sums{};
+    RowSums<T> own{};
     for (int64_t c = threadIdx.x; c < num_classes; c += kRowThreads) {
       const T d = static_cast<T>(z[c * z_stride]) - maximum;
       const T e = std::exp(d);
       const T w_c = arguments.weight ? arguments.weight[c] : T(1);
-      const T weighted_e = w_c * relative_count(n_y, inverse_n_y, arguments.n[c]) * e;
-      sums.s += e;
-      sums.a += weighted_e;
-      sums.b += zero_or_product(weighted_e, d);
-      sums.v += zero_or_product(w_c, d);
+      const T weighted_e = w_c * (arguments.n[c] - n_y) * e;
+      own.s += e;
+      own.a += weighted_e;
+      own.b += zero_or_product(weighted_e, d);
+      own.v += zero_or_product(w_c, d);
     }
-    sums = {block_sum<kRowThreads>(sums.s), block_sum<kRowThreads>(sums.a),
-            block_sum<kRowThreads>(sums.b), block_sum<kRowThreads>(sums.v)};
+    const RowSums<double> sums{block_sum<kRowThreads, double>(own.s), block_sum<kRowThreads, double>(own.a),
+                               block_sum<kRowThreads, double>(own.b), block_sum<kRowThreads, double>(own.v)};
 
     if (threadIdx.x == 0) {
-      const T loss = row_loss(sums, d_y, w_y, smoothing);
+      const double loss = row_loss(sums, d_y, n_y, w_y, smoothing);
       if (arguments.row_losses) arguments.row_losses[row] = loss;
-      if (!arguments.row_losses) arguments.loss[row] = static_cast<scalar_t>(loss);
+      if (!arguments.row_losses) arguments.loss[row] = static_cast<scalar_t>(static_cast<T>(loss));
     }
     if (!g) continue;
 
-    const auto k = gradient_coefficients(arguments.calibration, weighted, sums, w_y, inverse_n_y,
-                                         smoothing, scale);
+    const auto k = rounded<T>(gradient_coefficients(arguments.calibration, sums, n_y, w_y, smoothing,
+                                                    1 / arguments.sums[0]));
     for (int64_t c = threadIdx.x; c < num_classes; c += kRowThreads) {
       const T e = std::exp(static_cast<T>(z[c * z_stride]) - maximum);
       const T w_c = arguments.weight ? arguments.weight[c] : T(1);
-      const T q_c = arguments.calibration == Calibration::kLabel ? w_c * arguments.n[c] : arguments.n[c];
-      T g_c = e * (k.alpha + k.beta * w_c + k.gamma * q_c) - k.delta * w_c;
-      if (c == label) g_c -= k.at_label;
+      T g_c = arguments.calibration == Calibration::kLabel
+                  ? class_gradient<Calibration::kLabel, true>(e, arguments.n[c], w_c, k)
+                  : class_gradient<Calibration::kGradient, true>(e, arguments.n[c], w_c, k);
+      if (c == label) g_c -= k.label;
       g[c * g_stride] = static_cast<scalar_t>(g_c);
     }
   }

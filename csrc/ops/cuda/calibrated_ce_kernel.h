@@ -38,7 +38,7 @@ struct CalibratedCECudaArguments {
   Calibration calibration;
   Reduction reduction;
   int64_t ignore_index;
-  T label_smoothing;
+  double label_smoothing;
 
   // Working memory.
   int64_t* histogram;  // [C], zero
