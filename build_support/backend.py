@@ -15,9 +15,13 @@ def _torch_if_missing() -> list[str]:
     return [] if torch_probe.find() else ["torch>=2.11"]
 
 
-def get_requires_for_build_wheel(config_settings: Settings | None = None) -> list[str]:
+def get_requires_for_build_wheel(  # type: ignore[no-redef]
+    config_settings: Settings | None = None,
+) -> list[str]:
     return build_meta.get_requires_for_build_wheel(config_settings) + _torch_if_missing()
 
 
-def get_requires_for_build_editable(config_settings: Settings | None = None) -> list[str]:
+def get_requires_for_build_editable(  # type: ignore[no-redef]
+    config_settings: Settings | None = None,
+) -> list[str]:
     return build_meta.get_requires_for_build_editable(config_settings) + _torch_if_missing()

@@ -18,7 +18,7 @@ _PRINT_TORCH = "import importlib.util as u; s = u.find_spec('torch'); print(s.or
 
 
 class Torch(NamedTuple):
-    """An installed torch: its folder, its version, the CUDA version it was built with ('' without)."""
+    """An installed torch: its folder, its version, its CUDA version ('' without CUDA)."""
 
     folder: str
     version: str

@@ -1,7 +1,8 @@
 """Fused CPU and CUDA kernels for federated learning.
 
-`calibrated_ce` is FedGA's loss (arXiv 2412.16582), a drop-in for `torch.nn.functional.cross_entropy`.
-`fedkern.fl` trains federated models with it; `fedkern --help` does so from the command line.
+`calibrated_ce` is FedGA's loss (arXiv 2412.16582), a drop-in for
+`torch.nn.functional.cross_entropy`. `fedkern.fl` trains federated models with it;
+`fedkern --help` does so from the command line.
 
 Importing fedkern loads its compiled operators (`torch.ops.fedkern`). It does not initialise CUDA.
 """

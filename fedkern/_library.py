@@ -20,7 +20,8 @@ def _check_torch() -> None:
     built_for = next((r for r in requirements if r.startswith("torch==")), "an unknown torch")
     if built_for != f"torch=={running}.*":
         raise ImportError(
-            f"fedkern was built for {built_for}, but torch {torch.__version__} is running; {REBUILD}"
+            f"fedkern was built for {built_for}, but torch {torch.__version__} is running; "
+            f"{REBUILD}"
         )
 
 

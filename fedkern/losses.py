@@ -44,17 +44,17 @@ def calibrated_ce(
             labels (all positions of the call together; under data parallelism or gradient
             accumulation, each rank's and each micro-batch's own). A call with a single sample has a
             histogram of one label, which is *not* cross entropy: pass counts there.
-        calibration: "label" (the published gradient, above) or "gradient": the same loss value, but
-            p_j n_j / n_y - [j = y] is sent back, the idealised form in which a missing class gets no
-            push at all. In training "label" is what works.
+        calibration: "label" (the published gradient, above) or "gradient": the same loss value,
+            but p_j n_j / n_y - [j = y] is sent back, the idealised form in which a missing class
+            gets no push at all. In training "label" is what works.
         ignore_index: a label that counts for nothing: loss, gradient, histogram and mean.
         reduction: "mean" (over the weights of the labels that count, as in cross_entropy), "sum" or
             "none".
         label_smoothing: e, in [0, 1]. The calibration term is not scaled by 1 - e.
 
     Returns:
-        The loss in input's dtype: a scalar, or target's shape for "none". The mean over no sample is
-        nan, as in cross_entropy.
+        The loss in input's dtype: a scalar, or target's shape for "none". The mean over no sample
+        is nan, as in cross_entropy. It has no second derivatives.
 
     Raises:
         TypeError: a dtype that is not supported, e.g. class probabilities as target.
@@ -99,7 +99,7 @@ def class_counts(target: Tensor, num_classes: int, ignore_index: int = -100) -> 
 class CalibratedCrossEntropyLoss(nn.Module):
     """`calibrated_ce` as a module, in the place of :class:`torch.nn.CrossEntropyLoss`.
 
-    `weight` and `class_counts` are buffers: they move with the module and are part of its state_dict.
+    `weight` and `class_counts` are buffers: they move with the module and are in its state_dict.
     """
 
     weight: Tensor | None

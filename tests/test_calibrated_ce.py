@@ -1,4 +1,4 @@
-"""fedkern.calibrated_ce against its slow twin, cross_entropy, the rules of its contract, bad input."""
+"""fedkern.calibrated_ce against its slow twin and cross_entropy; its rules; bad input."""
 
 import copy
 import itertools
@@ -19,8 +19,8 @@ from fedkern import reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
-# [C]; one of everything; less than a vector; a vector, one more, with a tail; rows for two blocks of
-# work; long rows; positions; positions and channels-last; more positions than a tile of 16.
+# [C]; one of everything; less than a vector; a vector, and one more; rows for two blocks of work;
+# long rows, with a tail; positions; positions and channels-last; more positions than a tile of 16.
 SHAPES = [
     (7,),
     (1, 1),
@@ -99,7 +99,7 @@ def every_argument(num_classes: int) -> list[Arguments]:
     ]
 
 
-# ---- against the twin -------------------------------------------------------------------------------
+# ---- against the twin ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -126,9 +126,9 @@ def assert_as_accurate(kernel: Tensor, naive: Tensor, truth: Tensor, what: str) 
     error, naive_error = (float((x.double() - truth).abs().max()) for x in (kernel, naive))
     worst = int((kernel.double() - truth).abs().argmax())
     assert error <= 1.5 * naive_error + 2 * ulp, (
-        f"{what}: kernel errs by {error:.3g}, plain PyTorch by {naive_error:.3g}, an ulp is {ulp:.3g}; "
-        f"at {worst} kernel {kernel.flatten()[worst]}, truth {truth.flatten()[worst]}, plain PyTorch "
-        f"{naive.flatten()[worst]}"
+        f"{what}: kernel errs by {error:.3g}, plain PyTorch by {naive_error:.3g}, an ulp is "
+        f"{ulp:.3g}; at {worst} kernel {kernel.flatten()[worst]}, truth {truth.flatten()[worst]}, "
+        f"plain PyTorch {naive.flatten()[worst]}"
     )
 
 
@@ -160,7 +160,9 @@ def test_accuracy_is_that_of_the_plain_formula(
             naives.append(value_and_gradient(reference.calibrated_ce, logits, target, arguments))
             truths.append(value_and_gradient_in_double(logits, target, arguments))
         for i, name in enumerate(("loss", "gradient")):
-            kernel, naive, truth = (torch.stack([r[i] for r in x]) for x in (kernels, naives, truths))
+            kernel, naive, truth = (
+                torch.stack([r[i] for r in x]) for x in (kernels, naives, truths)
+            )
             assert kernel.dtype == dtype
             assert_as_accurate(kernel, naive, truth, f"{name} {arguments}")
 
@@ -168,7 +170,7 @@ def test_accuracy_is_that_of_the_plain_formula(
 def value_and_gradient_in_double(
     logits: Tensor, target: Tensor, arguments: Arguments
 ) -> tuple[Tensor, Tensor]:
-    """As value_and_gradient in float64, for logits, weights and an upstream gradient of their dtype."""
+    """As value_and_gradient in float64, but all that goes in is of logits' dtype."""
     dtype, logits = logits.dtype, logits.double().requires_grad_()
     loss = reference.calibrated_ce(logits, target, **arguments)
     upstream = torch.randn(loss.shape, dtype=torch.float64, generator=generator(4))
@@ -228,7 +230,7 @@ def test_counts_of_any_real_dtype(dtype: torch.dtype) -> None:
     torch.testing.assert_close(actual, expected)
 
 
-# ---- balanced counts are cross entropy --------------------------------------------------------------
+# ---- balanced counts are cross entropy ----------------------------------------------------------
 
 
 def cross_entropy_samples() -> list[Any]:
@@ -287,7 +289,7 @@ def test_gradcheck_with_balanced_counts() -> None:
         )
 
 
-# ---- what the definition implies --------------------------------------------------------------------
+# ---- what the definition implies ----------------------------------------------------------------
 
 
 @st.composite
@@ -316,9 +318,7 @@ def test_only_ratios_of_counts_matter(
     problem: tuple[Tensor, Tensor, Tensor], power: int, factor: float
 ) -> None:
     logits, target, counts = problem
-    plain = value_and_gradient(
-        fedkern.calibrated_ce, logits, target, {"class_counts": counts}
-    )
+    plain = value_and_gradient(fedkern.calibrated_ce, logits, target, {"class_counts": counts})
     doubled = value_and_gradient(
         fedkern.calibrated_ce, logits, target, {"class_counts": counts * 2.0**power}
     )
@@ -443,9 +443,7 @@ def test_minus_infinity_at_the_label(device: str) -> None:
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nan_and_infinity_spoil_their_row_only(
-    dtype: torch.dtype, bad: float, device: str
-) -> None:
+def test_nan_and_infinity_spoil_their_row_only(dtype: torch.dtype, bad: float, device: str) -> None:
     logits = make_logits((3, 37)).to(device, dtype)
     for column in (0, 20, 36):
         spoiled = logits.clone()
@@ -488,7 +486,7 @@ def test_everything_ignored(device: str) -> None:
         assert not gradient.any()
 
 
-# ---- autograd ---------------------------------------------------------------------------------------
+# ---- autograd -----------------------------------------------------------------------------------
 
 
 def test_backward_twice_with_a_retained_graph(device: str) -> None:
@@ -580,7 +578,9 @@ def test_compiles_without_a_graph_break() -> None:
 
     step(logits, target).backward()
     expected, logits.grad = logits.grad, None
-    torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)(logits, target).backward()
+    torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)(
+        logits, target
+    ).backward()
     torch.testing.assert_close(logits.grad, expected)
 
 
@@ -622,7 +622,7 @@ def test_opcheck() -> None:
         )
 
 
-# ---- threads and CPU capabilities -------------------------------------------------------------------
+# ---- threads and CPU capabilities ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -666,7 +666,7 @@ def test_the_forced_capability_is_in_use() -> None:
     assert fedkern.build_info()["cpu_capability"] == expected
 
 
-# ---- the module -------------------------------------------------------------------------------------
+# ---- the module ---------------------------------------------------------------------------------
 
 
 def test_module_equals_function_and_keeps_its_tensors_in_the_state() -> None:
@@ -696,7 +696,7 @@ def test_module_equals_function_and_keeps_its_tensors_in_the_state() -> None:
     assert not plain.state_dict()
 
 
-# ---- bad input --------------------------------------------------------------------------------------
+# ---- bad input ----------------------------------------------------------------------------------
 
 LOGITS, TARGET = torch.zeros(4, 10), torch.zeros(4, dtype=torch.long)
 
@@ -712,29 +712,61 @@ LOGITS, TARGET = torch.zeros(4, 10), torch.zeros(4, dtype=torch.long)
         (TypeError, "target must hold class indices.*got Bool", {"target": TARGET.bool()}),
         (ValueError, r"target must have input's shape .*\[4\], got \[3\]", {"target": TARGET[:3]}),
         (ValueError, r"\[4\], got \[4, 1\]", {"target": TARGET[:, None]}),
-        (ValueError, "target must be on input's device, cpu, got meta", {"target": TARGET.to("meta")}),
+        (
+            ValueError,
+            "target must be on input's device, cpu, got meta",
+            {"target": TARGET.to("meta")},
+        ),
         (
             IndexError,
             r"target must hold class indices in \[0, 10\), got 12 at position 3",
             {"target": torch.tensor([0, 1, 2, 12])},
         ),
         (IndexError, "got -1 at position 0", {"target": torch.tensor([-1, 1, 2, 3])}),
-        (ValueError, r"weight must have one entry per class, \[10\], got shape \[9\]", {"weight": torch.ones(9)}),
+        (
+            ValueError,
+            r"weight must have one entry per class, \[10\], got shape \[9\]",
+            {"weight": torch.ones(9)},
+        ),
         (TypeError, "weight must be floating, got Long", {"weight": torch.ones(10).long()}),
         (ValueError, "weight must be on input's device", {"weight": torch.ones(10, device="meta")}),
-        (ValueError, r"class_counts must have one entry .* got shape \[10, 1\]", {"class_counts": torch.ones(10, 1)}),
+        (
+            ValueError,
+            r"class_counts must have one entry .* got shape \[10, 1\]",
+            {"class_counts": torch.ones(10, 1)},
+        ),
         (TypeError, "class_counts must be real, got Bool", {"class_counts": torch.ones(10).bool()}),
-        (TypeError, "class_counts must be real, got Complex", {"class_counts": torch.ones(10).cfloat()}),
+        (
+            TypeError,
+            "class_counts must be real, got Complex",
+            {"class_counts": torch.ones(10).cfloat()},
+        ),
         (
             ValueError,
             "class_counts must be positive for every class that is a label, got 0 for class 0, "
             "which occurs 4 times",
             {"class_counts": torch.arange(10)},
         ),
-        (ValueError, "not negative, got -3 for class 9", {"class_counts": torch.tensor([1.0] * 9 + [-3])}),
-        (ValueError, "finite and not negative, got nan", {"class_counts": torch.full((10,), torch.nan)}),
-        (ValueError, "finite and not negative, got inf", {"class_counts": torch.full((10,), torch.inf)}),
-        (ValueError, "calibration must be 'label' or 'gradient', got 'Label'", {"calibration": "Label"}),
+        (
+            ValueError,
+            "not negative, got -3 for class 9",
+            {"class_counts": torch.tensor([1.0] * 9 + [-3])},
+        ),
+        (
+            ValueError,
+            "finite and not negative, got nan",
+            {"class_counts": torch.full((10,), torch.nan)},
+        ),
+        (
+            ValueError,
+            "finite and not negative, got inf",
+            {"class_counts": torch.full((10,), torch.inf)},
+        ),
+        (
+            ValueError,
+            "calibration must be 'label' or 'gradient', got 'Label'",
+            {"calibration": "Label"},
+        ),
         (ValueError, "reduction must be 'mean', 'sum' or 'none', got 'avg'", {"reduction": "avg"}),
         (ValueError, r"label_smoothing must be in \[0, 1\], got 1.5", {"label_smoothing": 1.5}),
         (ValueError, "label_smoothing must be", {"label_smoothing": float("nan")}),

@@ -20,9 +20,12 @@ CpuCapability cpu_capability() {
 
 const char* cpu_capability_name() {
   switch (cpu_capability()) {
-    case CpuCapability::kAvx512: return "AVX512";
-    case CpuCapability::kAvx2: return "AVX2";
-    default: return "DEFAULT";
+    case CpuCapability::kAvx512:
+      return "AVX512";
+    case CpuCapability::kAvx2:
+      return "AVX2";
+    default:
+      return "DEFAULT";
   }
 }
 

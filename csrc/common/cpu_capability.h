@@ -1,7 +1,8 @@
 #pragma once
 
-// Vector kernels (csrc/ops/cpu/*_kernel.cpp) are compiled once per CPU capability. Each object holds
-// one table of functions, `<table>_<CAPABILITY>`; the table that fits the machine is chosen once.
+// Vector kernels (csrc/ops/cpu/*_kernel.cpp) are compiled once per CPU capability. Each object
+// holds one table of functions, `<table>_<CAPABILITY>`; the table that fits the machine is chosen
+// once.
 //
 //   struct FooKernels { void (*run)(...); };           in foo.h
 //   FEDKERN_DECLARE_VARIANTS(FooKernels, foo_kernels)  in foo.h: declares them and foo_kernels()
@@ -18,14 +19,17 @@ const char* cpu_capability_name();
 }  // namespace fedkern
 
 #if defined(FEDKERN_X86)
-#define FEDKERN_DECLARE_VARIANTS(Table, table)                                            \
-  extern const Table table##_DEFAULT, table##_AVX2, table##_AVX512;                       \
-  inline const Table& table() {                                                           \
-    switch (cpu_capability()) {                                                           \
-      case CpuCapability::kAvx512: return table##_AVX512;                                 \
-      case CpuCapability::kAvx2: return table##_AVX2;                                     \
-      default: return table##_DEFAULT;                                                    \
-    }                                                                                     \
+#define FEDKERN_DECLARE_VARIANTS(Table, table)                      \
+  extern const Table table##_DEFAULT, table##_AVX2, table##_AVX512; \
+  inline const Table& table() {                                     \
+    switch (cpu_capability()) {                                     \
+      case CpuCapability::kAvx512:                                  \
+        return table##_AVX512;                                      \
+      case CpuCapability::kAvx2:                                    \
+        return table##_AVX2;                                        \
+      default:                                                      \
+        return table##_DEFAULT;                                     \
+    }                                                               \
   }
 #else
 #define FEDKERN_DECLARE_VARIANTS(Table, table) \

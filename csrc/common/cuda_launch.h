@@ -17,7 +17,9 @@ namespace fedkern {
 // Enough blocks to fill any GPU; kernels loop over what is left.
 inline unsigned grid_size(int64_t blocks_wanted) {
   constexpr int64_t kMost = 1 << 16;
-  return static_cast<unsigned>(blocks_wanted < 1 ? 1 : blocks_wanted < kMost ? blocks_wanted : kMost);
+  return static_cast<unsigned>(blocks_wanted < 1       ? 1
+                               : blocks_wanted < kMost ? blocks_wanted
+                                                       : kMost);
 }
 
 }  // namespace fedkern

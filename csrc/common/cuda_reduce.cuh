@@ -1,7 +1,7 @@
 #pragma once
 
-// Reductions over a block of kThreads threads (a multiple of 32). Always in the same order, so the bits
-// never change; every thread gets the result, and all of them must call.
+// Reductions over a block of kThreads threads (a multiple of 32). Always in the same order, so the
+// bits never change; every thread gets the result, and all of them must call.
 
 #include <cuda_runtime.h>
 

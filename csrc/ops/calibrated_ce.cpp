@@ -23,7 +23,8 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// ---- the operators, called through the dispatcher ---------------------------------------------------
+// ---- the operators, called through the dispatcher
+// ---------------------------------------------------
 
 std::tuple<Tensor, Tensor> call_forward(const Tensor& input, const Tensor& target,
                                         const OptionalTensor& weight,
@@ -43,14 +44,14 @@ std::tuple<Tensor, Tensor> call_forward(const Tensor& input, const Tensor& targe
 
 Tensor call_backward(const Tensor& grad_loss, const Tensor& gradient, const Tensor& target,
                      int64_t ignore_index) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("fedkern::calibrated_ce_backward", "")
-          .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t)>();
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fedkern::calibrated_ce_backward", "")
+                             .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t)>();
   return op.call(grad_loss, gradient, target, ignore_index);
 }
 
-// ---- without autograd: any device -------------------------------------------------------------------
+// ---- without autograd: any device
+// -------------------------------------------------------------------
 
 Tensor calibrated_ce(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                      const OptionalTensor& class_counts, c10::string_view calibration,
@@ -84,7 +85,8 @@ std::tuple<Tensor, Tensor> calibrated_ce_forward_meta(
   return {loss, compute_gradient ? at::empty_like(input) : at::empty({0}, input.options())};
 }
 
-// ---- autograd: a hand-written node, since it costs least and all of torch.func sees it --------------
+// ---- autograd: a hand-written node, since it costs least and all of torch.func sees it
+// --------------
 
 namespace ag = torch::autograd;
 
@@ -98,15 +100,21 @@ auto make_node(Args&&... args) {
   }
 }
 
-// Whether `t` is a scalar 1 that can be read here and now: not traced, batched or on another device.
+// Whether `t` is a scalar 1 that can be read here and now: not traced, batched or on another
+// device.
 bool is_readable_one(const Tensor& t) {
   if (t.dim() != 0 || !t.device().is_cpu() || at::isTensorSubclassLike(t)) return false;
   switch (t.scalar_type()) {
-    case at::kFloat: return *t.const_data_ptr<float>() == 1;
-    case at::kDouble: return *t.const_data_ptr<double>() == 1;
-    case at::kBFloat16: return *t.const_data_ptr<c10::BFloat16>() == 1;
-    case at::kHalf: return *t.const_data_ptr<c10::Half>() == 1;
-    default: return false;
+    case at::kFloat:
+      return *t.const_data_ptr<float>() == 1;
+    case at::kDouble:
+      return *t.const_data_ptr<double>() == 1;
+    case at::kBFloat16:
+      return *t.const_data_ptr<c10::BFloat16>() == 1;
+    case at::kHalf:
+      return *t.const_data_ptr<c10::Half>() == 1;
+    default:
+      return false;
   }
 }
 
@@ -143,8 +151,9 @@ struct CalibratedCEBackward : ag::Node {
     }
     Tensor result = call_backward(grads[0], gradient, target, ignore_index_);
     if (!create_graph) return {std::move(result)};
-    ag::set_history(result, make_node<ag::Error>("calibrated_ce: second derivatives are not implemented",
-                                                 ag::edge_list{next_edge(0)}));
+    ag::set_history(result,
+                    make_node<ag::Error>("calibrated_ce: second derivatives are not implemented",
+                                         ag::edge_list{next_edge(0)}));
     return {std::move(result)};
   }
 };
@@ -154,8 +163,8 @@ Tensor calibrated_ce_autograd(const Tensor& input, const Tensor& target,
                               c10::string_view calibration, int64_t ignore_index,
                               c10::string_view reduction, double label_smoothing) {
   for (const OptionalTensor* constant : {&weight, &class_counts}) {
-    TORCH_CHECK_VALUE(!*constant || !ag::compute_requires_grad(**constant), "calibrated_ce: ",
-                      constant == &weight ? "weight" : "class_counts",
+    TORCH_CHECK_VALUE(!*constant || !ag::compute_requires_grad(**constant),
+                      "calibrated_ce: ", constant == &weight ? "weight" : "class_counts",
                       " must not require grad: the loss has no derivative by it");
   }
   TORCH_CHECK_NOT_IMPLEMENTED(!input._fw_grad(/*level=*/0).defined(),
@@ -179,7 +188,8 @@ Tensor calibrated_ce_autograd(const Tensor& input, const Tensor& target,
   return loss;
 }
 
-// ---- autocast: float32, as cross_entropy ------------------------------------------------------------
+// ---- autocast: float32, as cross_entropy
+// ------------------------------------------------------------
 
 Tensor to_float32(const Tensor& t) {
   return t.is_floating_point() && t.scalar_type() != at::kDouble ? t.to(at::kFloat) : t;
@@ -217,5 +227,6 @@ TORCH_LIBRARY_IMPL(fedkern, AutocastCPU, m) {
   m.impl("calibrated_ce", TORCH_FN(fedkern::calibrated_ce_autocast<c10::DispatchKey::AutocastCPU>));
 }
 TORCH_LIBRARY_IMPL(fedkern, AutocastCUDA, m) {
-  m.impl("calibrated_ce", TORCH_FN(fedkern::calibrated_ce_autocast<c10::DispatchKey::AutocastCUDA>));
+  m.impl("calibrated_ce",
+         TORCH_FN(fedkern::calibrated_ce_autocast<c10::DispatchKey::AutocastCUDA>));
 }

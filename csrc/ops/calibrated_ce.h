@@ -2,18 +2,19 @@
 
 // calibrated_ce: FedGA's calibrated cross entropy. The formulas are in calibrated_ce_math.h.
 //
-//   input         [C], [N, C] or [N, C, d1, ...], float32, float64, bfloat16 or float16, any strides
-//   target        class indices, any integer dtype: [], [N] or [N, d1, ...]
-//   weight        [C] or none, floating
-//   class_counts  [C] or none, real: finite, >= 0, > 0 for every class that is a label.
+//   input         [C], [N, C] or [N, C, d1, ...], float32, float64, bfloat16 or float16, any
+//   strides target        class indices, any integer dtype: [], [N] or [N, d1, ...] weight [C] or
+//   none, floating class_counts  [C] or none, real: finite, >= 0, > 0 for every class that is a
+//   label.
 //                 None: the histogram of this call's labels
 //   loss          input's dtype; [] for "mean" and "sum", target's shape for "none"
-//   gradient      of the (reduced) loss by input: input's shape, dtype and (dense) strides. The mean's
+//   gradient      of the (reduced) loss by input: input's shape, dtype and (dense) strides. The
+//   mean's
 //                 denominator is in it, so backward only multiplies by the upstream gradient
 //
-// Rows whose label is ignore_index count for nothing, wherever ignore_index lies. An empty mean is nan.
-// Accumulates in float32 (float64 for float64). The bits do not depend on the number of threads.
-// Labels are checked: by an error on the CPU, by a device-side assert on CUDA.
+// Rows whose label is ignore_index count for nothing, wherever ignore_index lies. An empty mean is
+// nan. Accumulates in float32 (float64 for float64). The bits do not depend on the number of
+// threads. Labels are checked: by an error on the CPU, by a device-side assert on CUDA.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -40,9 +41,9 @@ inline void check_class_vector(const std::optional<at::Tensor>& vector, const ch
                                const at::Tensor& input) {
   if (!vector) return;
   const auto num_classes = input.sym_size(class_dim(input));
-  TORCH_CHECK_VALUE(vector->dim() == 1 && vector->sym_size(0) == num_classes, "calibrated_ce: ", name,
-                    " must have one entry per class, [", num_classes, "], got shape ",
-                    vector->sym_sizes());
+  TORCH_CHECK_VALUE(vector->dim() == 1 && vector->sym_size(0) == num_classes,
+                    "calibrated_ce: ", name, " must have one entry per class, [", num_classes,
+                    "], got shape ", vector->sym_sizes());
   TORCH_CHECK_VALUE(vector->device() == input.device(), "calibrated_ce: ", name,
                     " must be on input's device, ", input.device(), ", got ", vector->device());
 }
@@ -56,9 +57,9 @@ inline CalibratedCEOptions check_calibrated_ce(const at::Tensor& input, const at
                                                std::string_view calibration,
                                                std::string_view reduction, double label_smoothing) {
   const auto dtype = input.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
-                       dtype == at::kHalf,
-                   "calibrated_ce: input must be float32, float64, bfloat16 or float16, got ", dtype);
+  TORCH_CHECK_TYPE(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
+      "calibrated_ce: input must be float32, float64, bfloat16 or float16, got ", dtype);
   TORCH_CHECK_VALUE(input.dim() >= 1,
                     "calibrated_ce: input must have shape (C), (N, C) or (N, C, d1, ...), got ()");
   TORCH_CHECK_TYPE(!target.is_floating_point(),
@@ -67,8 +68,9 @@ inline CalibratedCEOptions check_calibrated_ce(const at::Tensor& input, const at
   TORCH_CHECK_TYPE(at::isIntegralType(target.scalar_type(), /*includeBool=*/false),
                    "calibrated_ce: target must hold class indices (an integer dtype), got ",
                    target.scalar_type());
-  TORCH_CHECK_VALUE(target.device() == input.device(), "calibrated_ce: target must be on input's device, ",
-                    input.device(), ", got ", target.device());
+  TORCH_CHECK_VALUE(target.device() == input.device(),
+                    "calibrated_ce: target must be on input's device, ", input.device(), ", got ",
+                    target.device());
 
   c10::SymDimVector expected;
   for (int64_t d = 0; d < input.dim(); ++d) {
@@ -115,12 +117,12 @@ inline CalibratedCEOptions check_calibrated_ce(const at::Tensor& input, const at
 }
 
 // Every backend's last line: allocates loss and gradient and calls run(logits, loss, gradient) with
-// tensors that have a RowLayout; gradient is undefined where none is wanted. Copies only layouts that no
-// operator makes in passing (d1, d2, ... out of order).
+// tensors that have a RowLayout; gradient is undefined where none is wanted. Copies only layouts
+// that no operator makes in passing (d1, d2, ... out of order).
 template <typename Run>
-std::tuple<at::Tensor, at::Tensor> allocate_and_run(const at::Tensor& input, const at::Tensor& target,
-                                                    Reduction reduction, bool compute_gradient,
-                                                    const Run& run) {
+std::tuple<at::Tensor, at::Tensor> allocate_and_run(const at::Tensor& input,
+                                                    const at::Tensor& target, Reduction reduction,
+                                                    bool compute_gradient, const Run& run) {
   at::Tensor loss = reduction == Reduction::kNone ? at::empty(target.sizes(), input.options())
                                                   : at::empty({}, input.options());
   at::Tensor gradient = compute_gradient ? at::empty_like(input) : at::empty({0}, input.options());

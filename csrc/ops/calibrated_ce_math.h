@@ -9,8 +9,8 @@
 //   t_c = (1 - eps) [c = y] + eps / C + stop_gradient(p_c) r_c     the calibrated label
 //   loss = - sum_c w_c t_c log p_c
 //
-// One pass over the classes, with m = max z, d_c = z_c - m, e_c = exp(d_c), gathers RowSums; loss and
-// gradient follow from them. A term whose w_c t_c is 0 counts as 0 at a logit of -inf, too.
+// One pass over the classes, with m = max z, d_c = z_c - m, e_c = exp(d_c), gathers RowSums; loss
+// and gradient follow from them. A term whose w_c t_c is 0 counts as 0 at a logit of -inf, too.
 
 #include <cmath>
 
@@ -21,8 +21,9 @@ namespace fedkern {
 enum class Calibration { kLabel, kGradient };
 enum class Reduction { kNone, kMean, kSum };
 
-// Sums over the classes of one row: gathered in vectors of the accumulating type, added up over lanes
-// or threads in double. What follows from them is computed in double: once a row it costs nothing.
+// Sums over the classes of one row: gathered in vectors of the accumulating type, added up over
+// lanes or threads in double. What follows from them is computed in double: once a row it costs
+// nothing.
 template <typename T>
 struct RowSums {
   T s;  // sum e_c
@@ -38,8 +39,8 @@ struct LabelSmoothing {
   double weight_sum;  // sum_c w_c
 };
 
-// Given counts are multiplied by this power of two, which brings the largest into [1/2, 1): only their
-// ratios matter, no digit changes, and no sum of theirs can overflow.
+// Given counts are multiplied by this power of two, which brings the largest into [1/2, 1): only
+// their ratios matter, no digit changes, and no sum of theirs can overflow.
 template <typename T>
 FEDKERN_HOST_DEVICE T counts_unit(T largest) {
   int exponent = 0;
@@ -63,26 +64,30 @@ FEDKERN_HOST_DEVICE double row_loss(const RowSums<double>& sums, double d_y, dou
   return label + calibration + smoothing;
 }
 
-// What the gradient of one row needs beside n_j and w_j. With W = sum_c w_c ((1 - eps) [c = y] + eps / C),
-// the sum of the smoothed label, excess = sum_c w_c (n_c - n_y) p_c and the reduction's factor f:
+// What the gradient of one row needs beside n_j and w_j. With W = sum_c w_c ((1 - eps) [c = y] +
+// eps / C), the sum of the smoothed label, excess = sum_c w_c (n_c - n_y) p_c and the reduction's
+// factor f:
 //
 //   "label":     f (p_j sum_c w_c t_c - w_j t_j)
-//              = f (p_j (W - excess / n_y (1 - w_j) + w_j (n_j - center) / n_y) - w_j (smoothed label)_j)
+//              = f (p_j (W - excess / n_y (1 - w_j) + w_j (n_j - center) / n_y) - w_j (smoothed
+//              label)_j)
 //                with center = n_y + excess, without weights the expected count sum_c p_c n_c
 //   "gradient":  f (p_j W n_j / n_y - w_j (smoothed label)_j)
 //                with center = n_y
 //
-// The center comes off n_j before anything is rounded: that saves digits where n_y is much smaller than
-// the counts. n_j / n_y is a division, so that equal counts give exactly 1.
+// The center comes off n_j before anything is rounded: that saves digits where n_y is much smaller
+// than the counts. n_j / n_y is a division, so that equal counts give exactly 1.
 template <typename T>
 struct GradientCoefficients {
   T alpha, beta, gamma, center;  // of p_j, with f / s in them
   T smoothing, label;            // of w_j: everywhere, and at the label
 };
 
-FEDKERN_HOST_DEVICE GradientCoefficients<double> gradient_coefficients(
-    Calibration calibration, const RowSums<double>& sums, double n_y, double w_y,
-    const LabelSmoothing& e, double factor) {
+FEDKERN_HOST_DEVICE GradientCoefficients<double> gradient_coefficients(Calibration calibration,
+                                                                       const RowSums<double>& sums,
+                                                                       double n_y, double w_y,
+                                                                       const LabelSmoothing& e,
+                                                                       double factor) {
   const double label_sum = e.at_label * w_y + e.everywhere * e.weight_sum;
   const double f = factor / sums.s;
   GradientCoefficients<double> k{};
@@ -110,8 +115,8 @@ FEDKERN_HOST_DEVICE GradientCoefficients<T> rounded(const GradientCoefficients<d
           static_cast<T>(k.smoothing),    static_cast<T>(k.label)};
 }
 
-// The gradient by z_j but for the label's own term; V is T or a vector of T. kWeighted tells whether
-// there are weights or label smoothing.
+// The gradient by z_j but for the label's own term; V is T or a vector of T. kWeighted tells
+// whether there are weights or label smoothing.
 template <Calibration kCalibration, bool kWeighted, typename V>
 FEDKERN_HOST_DEVICE V class_gradient(V e_j, V n_j, V w_j, const GradientCoefficients<V>& k) {
   if constexpr (kCalibration == Calibration::kGradient) {

@@ -13,8 +13,9 @@
 namespace fedkern {
 namespace {
 
-// Rows are worked on in blocks of about this many elements. A block's losses are summed in row order,
-// then the blocks' sums in block order, so the threads that ran them do not show in the result.
+// Rows are worked on in blocks of about this many elements. A block's losses are summed in row
+// order, then the blocks' sums in block order, so the threads that ran them do not show in the
+// result.
 constexpr int64_t kBlockElements = 16384;
 
 double run_kernel(const CalibratedCEArguments<float>& a, int64_t begin, int64_t end, float* s) {
@@ -23,7 +24,8 @@ double run_kernel(const CalibratedCEArguments<float>& a, int64_t begin, int64_t 
 double run_kernel(const CalibratedCEArguments<double>& a, int64_t begin, int64_t end, double* s) {
   return calibrated_ce_kernels().run_double(a, begin, end, s);
 }
-double run_kernel(const CalibratedCEArguments<c10::BFloat16>& a, int64_t begin, int64_t end, float* s) {
+double run_kernel(const CalibratedCEArguments<c10::BFloat16>& a, int64_t begin, int64_t end,
+                  float* s) {
   return calibrated_ce_kernels().run_bfloat16(a, begin, end, s);
 }
 double run_kernel(const CalibratedCEArguments<c10::Half>& a, int64_t begin, int64_t end, float* s) {
@@ -60,11 +62,13 @@ std::vector<T> counts_of_classes(const std::optional<at::Tensor>& given,
   const T* counts = converted.const_data_ptr<T>();
   for (int64_t c = 0; c < num_classes; ++c) {
     TORCH_CHECK_VALUE(std::isfinite(counts[c]) && counts[c] >= 0,
-                      "calibrated_ce: class_counts must be finite and not negative, got ", counts[c],
-                      " for class ", c);
-    TORCH_CHECK_VALUE(histogram[c] == 0 || counts[c] > 0,
-                      "calibrated_ce: class_counts must be positive for every class that is a label, "
-                      "got 0 for class ", c, ", which occurs ", histogram[c], " times");
+                      "calibrated_ce: class_counts must be finite and not negative, got ",
+                      counts[c], " for class ", c);
+    TORCH_CHECK_VALUE(
+        histogram[c] == 0 || counts[c] > 0,
+        "calibrated_ce: class_counts must be positive for every class that is a label, "
+        "got 0 for class ",
+        c, ", which occurs ", histogram[c], " times");
   }
   const T unit = counts_unit(*std::max_element(counts, counts + num_classes));
   std::vector<T> n(counts, counts + num_classes);
@@ -83,8 +87,8 @@ void forward(const at::Tensor& input, const at::Tensor& target,
   const at::Tensor labels = target.to(at::kLong).contiguous();
 
   std::vector<int64_t> histogram(num_classes);
-  count_labels_cpu("calibrated_ce", labels.const_data_ptr<int64_t>(), rows, num_classes, ignore_index,
-                   histogram.data());
+  count_labels_cpu("calibrated_ce", labels.const_data_ptr<int64_t>(), rows, num_classes,
+                   ignore_index, histogram.data());
   const std::vector<T> n = counts_of_classes<T>(class_counts, histogram);
 
   // Label smoothing spreads the label over all classes, as weights do: both need w.
@@ -100,7 +104,8 @@ void forward(const at::Tensor& input, const at::Tensor& target,
     weight_sum = 0;
     for (int64_t c = 0; c < num_classes; ++c) {
       weight_sum += w[c];
-      if (histogram[c]) denominator += static_cast<double>(w[c]) * static_cast<double>(histogram[c]);
+      if (histogram[c])
+        denominator += static_cast<double>(w[c]) * static_cast<double>(histogram[c]);
     }
   } else {
     for (const int64_t count : histogram) denominator += static_cast<double>(count);
@@ -146,10 +151,14 @@ std::tuple<at::Tensor, at::Tensor> calibrated_ce_forward(
                        loss, gradient);
     };
     switch (input.scalar_type()) {
-      case at::kFloat: return call(forward<float>);
-      case at::kDouble: return call(forward<double>);
-      case at::kBFloat16: return call(forward<c10::BFloat16>);
-      default: return call(forward<c10::Half>);
+      case at::kFloat:
+        return call(forward<float>);
+      case at::kDouble:
+        return call(forward<double>);
+      case at::kBFloat16:
+        return call(forward<c10::BFloat16>);
+      default:
+        return call(forward<c10::Half>);
     }
   };
   return allocate_and_run(input, target, options.reduction, compute_gradient, run);

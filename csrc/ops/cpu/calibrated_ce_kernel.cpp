@@ -1,9 +1,9 @@
-// Compiled once per CPU capability: at::vec and raw pointers only, all of it in an anonymous namespace,
-// so that no code for a newer CPU is merged into what an older one runs.
+// Compiled once per CPU capability: at::vec and raw pointers only, all of it in an anonymous
+// namespace, so that no code for a newer CPU is merged into what an older one runs.
 //
-// A row is read twice (maximum; exponentials and sums) and its gradient written twice (exponentials,
-// then times a class's coefficient), all but the first from the L1 or L2 cache. Per element: one exp,
-// about ten other operations.
+// A row is read twice (maximum; exponentials and sums) and its gradient written twice
+// (exponentials, then times a class's coefficient), all but the first from the L1 or L2 cache. Per
+// element: one exp, about ten other operations.
 
 #include "ops/cpu/calibrated_ce_kernel.h"
 
@@ -26,7 +26,8 @@ inline void for_each_vector(int64_t num_classes, const Body& body) {
   if (j < num_classes) body(j, num_classes - j);
 }
 
-// ---- rows in memory <-> rows of T -------------------------------------------------------------------
+// ---- rows in memory <-> rows of T
+// -------------------------------------------------------------------
 
 template <typename scalar_t, typename T = accumulate_t<scalar_t>>
 inline void load_row(const scalar_t* from, T* to, int64_t num_classes) {
@@ -73,15 +74,16 @@ inline void scatter(const T* from, int64_t rows, int64_t num_classes, const RowL
   }
 }
 
-// ---- one row ----------------------------------------------------------------------------------------
+// ---- one row
+// ----------------------------------------------------------------------------------------
 
 template <typename T>
 inline T row_maximum(const T* z, int64_t num_classes) {
   using V = Vectorized<T>;
   constexpr int64_t kWidth = V::size();
   const V lowest(-std::numeric_limits<T>::infinity());
-  // Four chains, since one would wait for itself. clamp_min(a, b) is the maximum without the price of
-  // passing nan on: a nan spoils the sums anyway.
+  // Four chains, since one would wait for itself. clamp_min(a, b) is the maximum without the price
+  // of passing nan on: a nan spoils the sums anyway.
   V m0 = lowest, m1 = lowest, m2 = lowest, m3 = lowest;
   int64_t j = 0;
   for (; j + 4 * kWidth <= num_classes; j += 4 * kWidth) {
@@ -109,10 +111,11 @@ inline double sum_lanes(const Vectorized<T>& v) {
   return sum;
 }
 
-// The sums over `num_classes` classes; their exponentials go to `e`, which may be z, unless it is null.
+// The sums over `num_classes` classes; their exponentials go to `e`, which may be z, unless it is
+// null.
 template <bool kWeighted, typename T>
-inline RowSums<Vectorized<T>> exponentiate(const T* z, T* e, T maximum, T n_y, const T* n, const T* w,
-                                           int64_t num_classes) {
+inline RowSums<Vectorized<T>> exponentiate(const T* z, T* e, T maximum, T n_y, const T* n,
+                                           const T* w, int64_t num_classes) {
   using V = Vectorized<T>;
   const V m(maximum), ny(n_y), zero(0);
   const V minus_infinity(-std::numeric_limits<T>::infinity());
@@ -138,7 +141,7 @@ inline RowSums<Vectorized<T>> exponentiate(const T* z, T* e, T maximum, T n_y, c
 
 template <bool kWeighted, typename T>
 inline RowSums<double> exponentiate_row(const T* z, T* e, T maximum, T n_y, const T* n, const T* w,
-                                   int64_t num_classes) {
+                                        int64_t num_classes) {
   using V = Vectorized<T>;
   // Sums of sums: a chain of additions as long as a row would lose digits.
   constexpr int64_t kPart = 16 * V::size();
@@ -174,7 +177,8 @@ inline void finish_gradient(T* e, int64_t label, const GradientCoefficients<T>& 
 
 // Returns the row's unreduced loss; leaves its gradient in `g` (which may be z) unless `g` is null.
 template <bool kWeighted, typename scalar_t, typename T = accumulate_t<scalar_t>>
-inline double run_row(const CalibratedCEArguments<scalar_t>& arguments, int64_t label, const T* z, T* g) {
+inline double run_row(const CalibratedCEArguments<scalar_t>& arguments, int64_t label, const T* z,
+                      T* g) {
   const int64_t num_classes = arguments.num_classes;
   if (label == arguments.ignore_index) {
     for (int64_t c = 0; g && c < num_classes; ++c) g[c] = T(0);
@@ -184,8 +188,8 @@ inline double run_row(const CalibratedCEArguments<scalar_t>& arguments, int64_t 
   const T w_y = kWeighted ? arguments.w[label] : T(1);
   const T maximum = row_maximum(z, num_classes);
   const T d_y = z[label] - maximum;  // read before g, which may be z, is written
-  const RowSums<double> sums = exponentiate_row<kWeighted>(z, g, maximum, n_y, arguments.n, arguments.w,
-                                                      num_classes);
+  const RowSums<double> sums =
+      exponentiate_row<kWeighted>(z, g, maximum, n_y, arguments.n, arguments.w, num_classes);
   if (g) {
     const auto k = rounded<T>(gradient_coefficients(arguments.calibration, sums, n_y, w_y,
                                                     arguments.smoothing, arguments.factor));
@@ -200,7 +204,8 @@ inline double run_row(const CalibratedCEArguments<scalar_t>& arguments, int64_t 
   return row_loss(sums, d_y, n_y, w_y, arguments.smoothing);
 }
 
-// ---- all rows ---------------------------------------------------------------------------------------
+// ---- all rows
+// ---------------------------------------------------------------------------------------
 
 template <bool kWeighted, typename scalar_t, typename T = accumulate_t<scalar_t>>
 inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments, int64_t begin, int64_t end,
@@ -208,8 +213,7 @@ inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments, int64_t
   const int64_t num_classes = arguments.num_classes;
   const RowLayout& from = arguments.logits_layout;
   const RowLayout& to = arguments.gradient_layout;
-  const bool contiguous =
-      from.class_stride == 1 && (!arguments.gradient || to.class_stride == 1);
+  const bool contiguous = from.class_stride == 1 && (!arguments.gradient || to.class_stride == 1);
   double sum = 0;
   const auto finish = [&](int64_t row, double loss) {
     sum += loss;
@@ -241,8 +245,9 @@ inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments, int64_t
     gather(arguments.logits + from.offset(row), from, rows, num_classes, scratch);
     for (int64_t i = 0; i < rows; ++i) {
       T* z = scratch + i * num_classes;
-      finish(row + i, run_row<kWeighted>(arguments, arguments.target[row + i],
-                                         static_cast<const T*>(z), arguments.gradient ? z : nullptr));
+      finish(row + i,
+             run_row<kWeighted>(arguments, arguments.target[row + i], static_cast<const T*>(z),
+                                arguments.gradient ? z : nullptr));
     }
     if (arguments.gradient) {
       scatter(scratch, rows, num_classes, to, arguments.gradient + to.offset(row));

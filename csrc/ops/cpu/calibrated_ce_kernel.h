@@ -61,7 +61,8 @@ int64_t calibrated_ce_scratch_rows(const CalibratedCEArguments<scalar_t>& argume
 
 // Rows [begin, end): writes their losses and gradients, returns the sum of their losses, unscaled.
 struct CalibratedCEKernels {
-  double (*run_float)(const CalibratedCEArguments<float>&, int64_t begin, int64_t end, float* scratch);
+  double (*run_float)(const CalibratedCEArguments<float>&, int64_t begin, int64_t end,
+                      float* scratch);
   double (*run_double)(const CalibratedCEArguments<double>&, int64_t begin, int64_t end,
                        double* scratch);
   double (*run_bfloat16)(const CalibratedCEArguments<c10::BFloat16>&, int64_t begin, int64_t end,

@@ -16,8 +16,9 @@ void count_range(const char* op, const int64_t* labels, int64_t begin, int64_t e
   for (int64_t i = begin; i < end; ++i) {
     const int64_t label = labels[i];
     if (label == ignore_index) continue;
-    TORCH_CHECK_INDEX(label >= 0 && label < num_classes, op, ": target must hold class indices in [0, ",
-                      num_classes, "), got ", label, " at position ", i);
+    TORCH_CHECK_INDEX(label >= 0 && label < num_classes, op,
+                      ": target must hold class indices in [0, ", num_classes, "), got ", label,
+                      " at position ", i);
     ++counts[label];
   }
 }
@@ -49,6 +50,4 @@ void count_labels_cpu(const char* op, const int64_t* labels, int64_t size, int64
 
 }  // namespace fedkern
 
-TORCH_LIBRARY_IMPL(fedkern, CPU, m) {
-  m.impl("class_counts", TORCH_FN(fedkern::class_counts_cpu));
-}
+TORCH_LIBRARY_IMPL(fedkern, CPU, m) { m.impl("class_counts", TORCH_FN(fedkern::class_counts_cpu)); }

@@ -72,10 +72,14 @@ std::tuple<at::Tensor, at::Tensor> calibrated_ce_forward(
                        loss, gradient);
     };
     switch (input.scalar_type()) {
-      case at::kFloat: return call(forward<float, float>);
-      case at::kDouble: return call(forward<double, double>);
-      case at::kBFloat16: return call(forward<__nv_bfloat16, c10::BFloat16>);
-      default: return call(forward<__half, c10::Half>);
+      case at::kFloat:
+        return call(forward<float, float>);
+      case at::kDouble:
+        return call(forward<double, double>);
+      case at::kBFloat16:
+        return call(forward<__nv_bfloat16, c10::BFloat16>);
+      default:
+        return call(forward<__half, c10::Half>);
     }
   };
   return allocate_and_run(input, target, options.reduction, compute_gradient, run);

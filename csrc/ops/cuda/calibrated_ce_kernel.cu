@@ -1,6 +1,6 @@
 // Four launches: the labels' histogram; class counts and the sums all rows need; a block a row; the
-// sum of the rows' losses. A row is read three times (maximum, sums, gradient) and its gradient written
-// once. Every sum runs in a fixed order: the same bits each time.
+// sum of the rows' losses. A row is read three times (maximum, sums, gradient) and its gradient
+// written once. Every sum runs in a fixed order: the same bits each time.
 
 #include "common/cuda_launch.h"
 #include "common/cuda_reduce.cuh"
@@ -13,14 +13,16 @@ namespace {
 constexpr int kRowThreads = 128;
 constexpr int kSumThreads = 512;
 
-// ---- one block: class counts, the mean's denominator, the sum of the weights ------------------------
+// ---- one block: class counts, the mean's denominator, the sum of the weights
+// ------------------------
 
 template <typename scalar_t>
 __global__ void __launch_bounds__(kSumThreads)
     prepare_classes(const CalibratedCECudaArguments<scalar_t> arguments) {
   using T = typename CudaAccumulate<scalar_t>::type;
   T largest = 0;
-  for (int64_t c = threadIdx.x; arguments.given_counts && c < arguments.num_classes; c += kSumThreads) {
+  for (int64_t c = threadIdx.x; arguments.given_counts && c < arguments.num_classes;
+       c += kSumThreads) {
     largest = arguments.given_counts[c] > largest ? arguments.given_counts[c] : largest;
   }
   const T unit = counts_unit(block_max<kSumThreads>(largest));
@@ -45,7 +47,8 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
-// ---- a block a row ----------------------------------------------------------------------------------
+// ---- a block a row
+// ----------------------------------------------------------------------------------
 
 template <typename scalar_t>
 __global__ void __launch_bounds__(kRowThreads)
@@ -96,8 +99,9 @@ __global__ void __launch_bounds__(kRowThreads)
       own.b += zero_or_product(weighted_e, d);
       own.v += zero_or_product(w_c, d);
     }
-    const RowSums<double> sums{block_sum<kRowThreads, double>(own.s), block_sum<kRowThreads, double>(own.a),
-                               block_sum<kRowThreads, double>(own.b), block_sum<kRowThreads, double>(own.v)};
+    const RowSums<double> sums{
+        block_sum<kRowThreads, double>(own.s), block_sum<kRowThreads, double>(own.a),
+        block_sum<kRowThreads, double>(own.b), block_sum<kRowThreads, double>(own.v)};
 
     if (threadIdx.x == 0) {
       const double loss = row_loss(sums, d_y, n_y, w_y, smoothing);
@@ -106,8 +110,8 @@ __global__ void __launch_bounds__(kRowThreads)
     }
     if (!g) continue;
 
-    const auto k = rounded<T>(gradient_coefficients(arguments.calibration, sums, n_y, w_y, smoothing,
-                                                    1 / arguments.sums[0]));
+    const auto k = rounded<T>(gradient_coefficients(arguments.calibration, sums, n_y, w_y,
+                                                    smoothing, 1 / arguments.sums[0]));
     for (int64_t c = threadIdx.x; c < num_classes; c += kRowThreads) {
       const T e = std::exp(static_cast<T>(z[c * z_stride]) - maximum);
       const T w_c = arguments.weight ? arguments.weight[c] : T(1);
@@ -120,7 +124,8 @@ __global__ void __launch_bounds__(kRowThreads)
   }
 }
 
-// ---- one block: the loss ----------------------------------------------------------------------------
+// ---- one block: the loss
+// ----------------------------------------------------------------------------
 
 template <typename scalar_t>
 __global__ void __launch_bounds__(kSumThreads)
@@ -153,9 +158,12 @@ cudaError_t calibrated_ce_forward_cuda(const CalibratedCECudaArguments<scalar_t>
   return cudaGetLastError();
 }
 
-template cudaError_t calibrated_ce_forward_cuda(const CalibratedCECudaArguments<float>&, cudaStream_t);
-template cudaError_t calibrated_ce_forward_cuda(const CalibratedCECudaArguments<double>&, cudaStream_t);
-template cudaError_t calibrated_ce_forward_cuda(const CalibratedCECudaArguments<__half>&, cudaStream_t);
+template cudaError_t calibrated_ce_forward_cuda(const CalibratedCECudaArguments<float>&,
+                                                cudaStream_t);
+template cudaError_t calibrated_ce_forward_cuda(const CalibratedCECudaArguments<double>&,
+                                                cudaStream_t);
+template cudaError_t calibrated_ce_forward_cuda(const CalibratedCECudaArguments<__half>&,
+                                                cudaStream_t);
 template cudaError_t calibrated_ce_forward_cuda(const CalibratedCECudaArguments<__nv_bfloat16>&,
                                                 cudaStream_t);
 

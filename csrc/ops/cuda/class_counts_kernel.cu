@@ -24,8 +24,9 @@ __global__ void __launch_bounds__(kThreads)
 
 cudaError_t count_labels_cuda(const int64_t* labels, int64_t size, int64_t num_classes,
                               int64_t ignore_index, int64_t* counts, cudaStream_t stream) {
-  FEDKERN_LAUNCH(count_labels, grid_size((size + kThreads - 1) / kThreads), kThreads, stream, labels,
-                 size, num_classes, ignore_index, reinterpret_cast<unsigned long long*>(counts));
+  FEDKERN_LAUNCH(count_labels, grid_size((size + kThreads - 1) / kThreads), kThreads, stream,
+                 labels, size, num_classes, ignore_index,
+                 reinterpret_cast<unsigned long long*>(counts));
   return cudaGetLastError();
 }
 

@@ -1,0 +1,58 @@
+# fedkern: what a developer runs. Everything goes through the virtual environment in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO_OUT ?= runs/demo
+# For tests and benchmarks the CUDA kernels are compiled for one architecture: this machine's GPU, if any.
+ARCHITECTURE = $(shell $(BIN)/python -c "import torch; c = torch.cuda; print('%d%d' % c.get_device_capability() if c.is_available() else 80)")
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint format clean
+
+help:  ## Explain every target
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/torch: $(BIN)/python
+	$(PIP) install torch torchvision
+	touch $@
+
+# The package is built again whenever something that is compiled has changed.
+SOURCES := $(shell find csrc build_support -type f -not -name '*.pyc') CMakeLists.txt setup.py pyproject.toml
+$(VENV)/installed: $(VENV)/torch $(SOURCES)
+	FEDKERN_CUDA_ARCHITECTURES=$${FEDKERN_CUDA_ARCHITECTURES:-$(ARCHITECTURE)} $(PIP) install --editable '.[test]'
+	touch $@
+
+$(VENV)/lint: $(VENV)/installed
+	$(PIP) install 'ruff>=0.17' 'mypy>=2' 'clang-format>=20'
+	touch $@
+
+demo: $(VENV)/installed  ## Compare FedAvg and FedGA on the embedded digits, three seeds (sets up first)
+	$(BIN)/fedkern info
+	$(BIN)/fedkern compare fedavg fedga --dataset digits --seeds 3 --overwrite --out $(DEMO_OUT)
+
+test: $(VENV)/installed  ## Run the tests (sets up first); ARGS="-k name" chooses
+	$(BIN)/fedkern info
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/installed  ## Run the benchmarks; rows are appended to benchmarks/results/
+	$(BIN)/python -m pytest benchmarks -q -s -o python_files='bench_*.py' $(ARGS)
+
+lint: $(VENV)/lint  ## Check style and types: ruff, mypy, clang-format
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/lint  ## Format Python and C++
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CPP)
+
+CPP = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+clean:  ## Remove what was built, and the virtual environment
+	rm -rf $(VENV) build *.egg-info fedkern/*.so
