@@ -637,6 +637,23 @@ def test_same_bits_for_any_number_of_threads(shape: tuple[int, ...], dtype: torc
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_more_threads_share_the_work() -> None:
+    """A process that has called nothing else starts torch's threads for it."""
+    if not os.path.isdir("/proc/self/task"):
+        pytest.skip("threads are counted in Linux's /proc")
+    code = """
+import os, torch, fedkern
+torch.set_num_threads(1)
+logits, target = torch.zeros(1000, 1000), torch.zeros(1000, dtype=torch.long)
+torch.set_num_threads(3)
+before = len(os.listdir("/proc/self/task"))
+fedkern.calibrated_ce(logits, target)
+assert len(os.listdir("/proc/self/task")) == before + 2
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 CAPABILITIES = ["DEFAULT", "AVX2", "AVX512"]
 CHILD = "FEDKERN_TEST_CAPABILITY"
 
