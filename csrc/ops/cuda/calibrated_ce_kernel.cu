@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kSumThreads)
   for (int64_t c = threadIdx.x; c < arguments.num_classes; c += kSumThreads) {
     const int64_t occurs = arguments.histogram[c];
     const T n_c = arguments.given_counts ? arguments.given_counts[c] : static_cast<T>(occurs);
-    assert(isfinite(n_c) && n_c >= 0 &&
+    assert(std::isfinite(n_c) && n_c >= 0 &&
            "calibrated_ce: class_counts must be finite and not negative");
     assert((occurs == 0 || n_c > 0) &&
            "calibrated_ce: class_counts must be positive for every class that is a label");

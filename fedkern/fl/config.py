@@ -1,0 +1,121 @@
+"""The settings of a run, their defaults for each data set, and their validation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .errors import ConfigError, unknown_name
+from .models import MODELS
+from .partition import PARTITIONS
+
+
+def setting(default: Any, help: str) -> Any:
+    """A dataclass field that is a command-line option too, with this `help`."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run, except the method. The defaults are those of digits.
+
+    `RunConfig.for_dataset` gives the defaults of another data set. All values are checked.
+
+    Raises:
+        ConfigError: one line that names the setting, what was wanted and what came.
+    """
+
+    dataset: str = setting(
+        "digits", "digits, mnist, fashion-mnist, cifar10, cifar100, svhn or a path of an .npz file"
+    )
+    model: str = setting("auto", "auto, mlp or lenet")
+    partition: str = setting("dirichlet", "how the clients' data differ: dirichlet or iid")
+    alpha: float = setting(0.1, "Dirichlet concentration; smaller is more skewed")
+    clients: int = setting(20, "number of clients; torchvision's data sets: 100")
+    clients_per_round: int = setting(5, "clients sampled each round; torchvision's data sets: 10")
+    rounds: int = setting(50, "rounds; mnist, fashion-mnist: 100, cifar, svhn: 200")
+    local_epochs: int = setting(2, "epochs of each client in a round")
+    batch_size: int = setting(32, "samples a local step; torchvision's data sets: 64")
+    lr: float = setting(0.1, "learning rate of local SGD")
+    momentum: float = setting(0.0, "momentum of local SGD; starts anew every round")
+    weight_decay: float = setting(0.0, "weight decay of local SGD")
+    clip: float = setting(5.0, "largest norm of a local gradient; inf for no clipping")
+    eval_every: int = setting(1, "rounds from one evaluation to the next; the last has one too")
+    seed: int = setting(0, "seed of everything random: partition, model, sampling, batches")
+    threads: int | None = setting(None, "CPU threads; PyTorch's choice if not given")
+    device: str = setting("auto", "auto (cuda where there is one), cpu, cuda or cuda:N")
+    data_root: str | None = setting(None, "folder of the data sets; else FEDKERN_DATA")
+    download: bool = setting(False, "download a missing data set")
+
+    @classmethod
+    def for_dataset(cls, dataset: str = "digits", **given: Any) -> RunConfig:
+        """The published settings of a data set, with those `given` that are not None put over."""
+        chosen = {key: value for key, value in given.items() if value is not None}
+        return cls(dataset=dataset, **{**_DEFAULTS.get(dataset, {}), **chosen})
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise unknown_name("model", self.model, MODELS)
+        if self.partition not in PARTITIONS:
+            raise unknown_name("partition", self.partition, PARTITIONS)
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: wanted an integer >= 1, got {value}")
+        for name in ("alpha", "lr"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{name}: wanted a finite number > 0, got {value}")
+        for name in ("momentum", "weight_decay"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ConfigError(f"{name}: wanted a finite number >= 0, got {value}")
+        if not self.clip > 0:
+            raise ConfigError(f"clip: wanted a number > 0 (inf for no clipping), got {self.clip}")
+        if self.clients_per_round > self.clients:
+            raise ConfigError(
+                f"clients_per_round: wanted at most clients = {self.clients}, "
+                f"got {self.clients_per_round}"
+            )
+        self.torch_device()
+
+    def torch_device(self) -> torch.device:
+        """The device that `device` names."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = "device: wanted auto, cpu, cuda or cuda:N"
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise ConfigError(f"{wanted}, got {self.device!r}") from error
+        if device.type not in ("cpu", "cuda"):
+            raise ConfigError(f"{wanted}, got {self.device!r}")
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"{wanted}, got {self.device!r}, but PyTorch sees "
+                f"{torch.cuda.device_count()} CUDA devices"
+            )
+        return device
+
+
+_COUNTS = (
+    "clients",
+    "clients_per_round",
+    "rounds",
+    "local_epochs",
+    "batch_size",
+    "eval_every",
+    "threads",
+)
+
+_PUBLISHED = {"clients": 100, "clients_per_round": 10, "batch_size": 64}
+_DEFAULTS: dict[str, dict[str, Any]] = {  # FedGA, arXiv 2412.16582; digits as in RunConfig
+    "mnist": {**_PUBLISHED, "rounds": 100},
+    "fashion-mnist": {**_PUBLISHED, "rounds": 100},
+    "cifar10": {**_PUBLISHED, "rounds": 200},
+    "cifar100": {**_PUBLISHED, "rounds": 200},
+    "svhn": {**_PUBLISHED, "rounds": 200},
+}

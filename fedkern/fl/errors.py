@@ -1,0 +1,25 @@
+"""The errors of fedkern.fl that a user can cause and mend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ConfigError(ValueError):
+    """A setting or a data set that cannot be used.
+
+    The message is one line: the argument's name, what was wanted and what came.
+    """
+
+
+class NonFiniteModelError(RuntimeError):
+    """The global model holds nan or infinity after an aggregation."""
+
+
+def unknown_name(argument: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a `name` that is not among the `known` ones; it suggests the nearest."""
+    names = sorted(known)
+    nearest = get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    return ConfigError(f"{argument}: wanted one of {', '.join(names)}, got {name!r}{hint}")

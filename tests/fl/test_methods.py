@@ -1,0 +1,181 @@
+"""The methods against slow twins in plain PyTorch, and their options."""
+
+import copy
+import re
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fedkern
+from fedkern import fl
+from fedkern.fl.methods import check_options
+
+CONFIG = fl.RunConfig(
+    clients=6, clients_per_round=4, rounds=1, local_epochs=2, batch_size=8, lr=0.3, clip=0.5
+)
+
+
+def in_float64(dataset):
+    return replace(dataset, x_train=dataset.x_train.double(), x_test=dataset.x_test.double())
+
+
+def calibrated_twin(logits, labels, counts=None):
+    """FedGA's loss as its paper writes it; counts of the batch if not given."""
+    n = torch.bincount(labels, minlength=logits.shape[1]).double() if counts is None else counts
+    log_p = logits.log_softmax(1)
+    calibration = 1 - n / n[labels].unsqueeze(1)
+    label = F.one_hot(labels, logits.shape[1]) + log_p.detach().exp() * calibration
+    return -(label * log_p).sum(1).mean()
+
+
+def round_twin(model, dataset, partition, config, loss_of_client, by_samples):
+    """One round, a client, a batch, a parameter after the other; returns state and mean loss."""
+    states, weights, losses = [], [], []
+    order = torch.randperm(config.clients, generator=fl.generator(config.seed, "clients", 1))
+    for k in order[: config.clients_per_round].tolist():
+        indices = partition.indices[k]
+        local, loss = copy.deepcopy(model), loss_of_client(indices)
+        draws = fl.generator(config.seed, "batches", 1, k)
+        momentum = [torch.zeros_like(p) for p in local.parameters()]
+        for _ in range(config.local_epochs):
+            shuffled = indices[torch.randperm(len(indices), generator=draws)]
+            for batch in shuffled.split(config.batch_size):
+                x, y = dataset.x_train[batch], dataset.y_train[batch]
+                parameters = list(local.parameters())
+                gradients = torch.autograd.grad(loss(local(x), y), parameters)
+                norm = sum((g**2).sum() for g in gradients).sqrt()
+                shrink = min(1.0, config.clip / (norm.item() + 1e-6))
+                losses += F.cross_entropy(local(x), y, reduction="none").tolist()
+                with torch.no_grad():
+                    for p, g, m in zip(parameters, gradients, momentum, strict=True):
+                        m.mul_(config.momentum).add_(g * shrink + config.weight_decay * p)
+                        p -= config.lr * m
+        states.append([p.detach() for p in local.parameters()])
+        weights.append(len(indices) if by_samples else 1)
+    mean = [
+        sum(w * tensor for w, tensor in zip(weights, tensors, strict=True)) / sum(weights)
+        for tensors in zip(*states, strict=True)
+    ]
+    return mean, sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "samples"])
+@pytest.mark.parametrize("method", ["fedavg", "fedga", "fedga-client"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_round_agrees_with_its_slow_twin(blobs, method, weighting, momentum):
+    blobs = in_float64(blobs)
+    config = replace(CONFIG, momentum=momentum, weight_decay=0.01)
+    # Uneven clients, so that the weightings differ.
+    partition = fl.Partition(list(torch.arange(240).split([10, 20, 30, 50, 60, 70])), 0)
+    model = fl.build_model("mlp", blobs, fl.generator(0, "model")).double()
+
+    def loss_of_client(indices):
+        if method == "fedavg":
+            return F.cross_entropy
+        labels = blobs.y_train[indices]
+        counts = torch.bincount(labels, minlength=4).double() if method != "fedga" else None
+        return partial(calibrated_twin, counts=counts)
+
+    expected, expected_loss = round_twin(
+        model, blobs, partition, config, loss_of_client, by_samples=weighting == "samples"
+    )
+    options = {"counts": "client"} if method == "fedga-client" else {}
+    built = fl.build_method(method.removesuffix("-client"), weighting=weighting, **options)
+    (only,) = fl.simulate(built, model, blobs, partition, config)
+    # 60 or so steps in float64: rounding grows with them, a wrong term shows at 1e-3.
+    torch.testing.assert_close(list(model.parameters()), expected, rtol=1e-9, atol=1e-11)
+    assert only.train_loss == pytest.approx(expected_loss, rel=1e-9)
+
+
+def test_the_methods_differ(blobs):
+    partition = fl.dirichlet(blobs.y_train, CONFIG.clients, 0.5, seed=0)
+    methods = [
+        fl.FedAvg(),
+        fl.FedGA(),
+        fl.FedGA(counts="client"),
+        fl.FedGA(calibration="gradient"),
+    ]
+    ends = set()
+    for method in methods:
+        model = fl.build_model("mlp", blobs, fl.generator(0, "model"))
+        list(fl.simulate(method, model, blobs, partition, CONFIG))
+        ends.add(model[1].weight.sum().item())
+    assert len(ends) == len(methods)
+
+
+def test_balanced_counts_make_fedga_fedavg(blobs):
+    blobs = in_float64(blobs)
+    partition = fl.Partition(list(torch.arange(240).split(40)), 0)  # 10 of each class a client
+    ends = []
+    for method in (fl.FedAvg(), fl.FedGA(counts="client")):
+        model = fl.build_model("mlp", blobs, fl.generator(0, "model")).double()
+        list(fl.simulate(method, model, blobs, partition, CONFIG))
+        ends.append(list(model.parameters()))
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+
+
+def test_fedga_passes_its_options_to_the_loss(blobs):
+    client = fl.Client(blobs.x_train, blobs.y_train, torch.tensor([0, 1, 2, 4, 8]), 4)
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels = blobs.y_train[client.indices]
+    for calibration in ("label", "gradient"):
+        for counts, given in (("batch", None), ("client", torch.tensor([3, 1, 1, 0]))):
+            loss = fl.FedGA(calibration=calibration, counts=counts).loss(client)
+            # A batch that is not the whole client, so that its counts are others.
+            ours = torch.autograd.grad(loss(logits[1:], labels[1:]), logits)
+            direct = fedkern.calibrated_ce(
+                logits[1:], labels[1:], class_counts=given, calibration=calibration
+            )
+            assert torch.equal(ours[0], torch.autograd.grad(direct, logits)[0])
+
+
+def updates(dtype):
+    yield fl.Update([torch.tensor([1.0, 2.0], dtype=dtype)], 1, torch.tensor(4.0))
+    yield fl.Update([torch.tensor([4.0, 8.0], dtype=dtype)], 3, torch.tensor(8.0))
+
+
+def test_aggregate_by_hand():
+    uniform = fl.FedAvg().aggregate(updates(torch.float32))
+    assert uniform.state[0].tolist() == [2.5, 5.0]
+    by_samples = fl.FedAvg(weighting="samples").aggregate(updates(torch.float32))
+    assert by_samples.state[0].tolist() == [3.25, 6.5]
+    for update in (uniform, by_samples):
+        assert update.num_samples == 4
+        assert update.train_loss.item() == 7.0  # over samples, however the models are weighted
+
+
+def test_aggregate_takes_each_update_before_the_next_changes_it():
+    model = torch.zeros(3)
+
+    def live():
+        for value in (1.0, 5.0):
+            model.fill_(value)
+            yield fl.Update([model], 1, torch.tensor(0.0))
+
+    assert fl.FedAvg().aggregate(live()).state[0].tolist() == [3.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("fedgaa", {}, "method: wanted one of fedavg, fedga, got 'fedgaa' (did you mean 'fedga'?)"),
+        ("fedavg", {"weighting": "sample"}, "weighting: wanted one of samples, uniform, got"),
+        ("fedga", {"calibration": "labels"}, "calibration: wanted one of gradient, label, got"),
+        ("fedga", {"counts": "round"}, "counts: wanted one of batch, client, got 'round'"),
+    ],
+)
+def test_bad_options(name, options, message):
+    with pytest.raises(fl.ConfigError, match="^" + re.escape(message)):
+        fl.build_method(name, **options)
+
+
+def test_options_of_no_chosen_method_are_refused():
+    check_options(["fedavg", "fedga"], counts="client", weighting="samples")
+    check_options(["fedavg"], counts=None)
+    with pytest.raises(
+        fl.ConfigError, match=r"^counts: wanted only with fedga, got it with fedavg$"
+    ):
+        check_options(["fedavg"], counts="client")

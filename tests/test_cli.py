@@ -1,0 +1,325 @@
+"""The command line: what it writes, and that mistakes cost one line, status 2 and no file."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import fedkern
+from fedkern import cli, fl
+
+FILES = ["clients.png", "config.json", "curves.png", "history.csv", "summary.json"]
+
+
+@pytest.fixture(autouse=True)
+def quiet_place(tmp_path, monkeypatch):
+    """An empty working directory, no data sets, and the number of threads put back afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDKERN_DATA", str(tmp_path / "no-data"))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def fedkern_command(*arguments):
+    return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
+
+
+def process(*arguments):
+    """The arguments of a real process, and its environment, wherever fedkern was imported from."""
+    folder = str(Path(fedkern.__file__).parent.parent)
+    path = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "fedkern", *map(str, arguments)]
+    return {"args": command, "env": {**os.environ, "PYTHONPATH": path}, "text": True}
+
+
+def history(folder):
+    with (folder / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_writes_its_files(tmp_path):
+    result = fedkern_command("run", "--rounds", 3, "--threads", 1, "--out", "out/here")
+    assert result.exit_code == 0
+    folder = tmp_path / "out" / "here"
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    rows = history(folder)
+    assert [(row["method"], row["seed"], row["round"]) for row in rows] == [
+        ("fedga", "0", "1"),
+        ("fedga", "0", "2"),
+        ("fedga", "0", "3"),
+    ]
+    assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["methods"]["fedga"]["calibration"] == "label"
+    assert (config["dataset"], config["rounds"], config["threads"]) == ("digits", 3, 1)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "complete"
+    assert len(summary["runs"][0]["last_evaluation"]["per_class_accuracy"]) == 10
+    # No terminal here: a plain line a round, with all that the bar would show.
+    line = r"fedga seed 0 round 2/3 loss \d+\.\d+ accuracy 0\.\d+ left \d+:\d\d:\d\d\n"
+    assert re.search(line, result.stdout)
+    discarded = summary["partitions"][0]["discarded_samples"]
+    line = f"seed 0: {discarded} of 1437 training samples discarded, clients without data: 0\n"
+    assert line in result.stdout
+    assert "fedkern: complete; results are in out/here" in result.stdout
+
+
+def test_run_twice_gives_the_same_history(tmp_path):
+    for name in ("a", "b"):
+        options = ("--rounds", 3, "--threads", 1, "--out", name)
+        assert fedkern_command("run", *options).exit_code == 0
+    first, second = (
+        [{key: row[key] for key in row if key != "seconds"} for row in history(tmp_path / name)]
+        for name in ("a", "b")
+    )
+    assert first == second
+
+
+def test_default_folder_is_new_for_every_run(tmp_path):
+    assert fedkern_command("run", "--rounds", 1).exit_code == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"digits-fedga-\d{8}-\d{6}", folder.name)
+
+
+def test_compare_shows_every_method_the_same(tmp_path, monkeypatch):
+    seen = []
+    simulate = fl.simulate
+
+    def spy(method, model, dataset, partition, config):
+        clients = [fl.sample_clients(len(partition.indices), config, n) for n in (1, 2)]
+        weights = [p.clone() for p in model.parameters()]
+        seen.append((config.seed, partition.indices, weights, clients))
+        return simulate(method, model, dataset, partition, config)
+
+    monkeypatch.setattr(fl, "simulate", spy)
+    options = ("--rounds", 2, "--seeds", 2, "--seed", 5, "--eval-every", 2, "--out", "out")
+    result = fedkern_command("compare", "fedavg", "fedga", *options)
+    assert result.exit_code == 0
+    assert [entry[0] for entry in seen] == [5, 5, 6, 6]
+    for first, second in (seen[:2], seen[2:]):
+        assert all(map(torch.equal, first[1], second[1]))
+        assert all(map(torch.equal, first[2], second[2]))
+        assert first[3] == second[3]
+    assert not torch.equal(seen[0][2][0], seen[2][2][0])
+    rows = history(tmp_path / "out")
+    assert [(row["method"], row["seed"]) for row in rows[::2]] == [
+        ("fedavg", "5"),
+        ("fedga", "5"),
+        ("fedavg", "6"),
+        ("fedga", "6"),
+    ]
+    assert [row["accuracy"] != "" for row in rows] == [False, True] * 4
+    assert "minus fedavg, paired" in result.stdout
+    assert "2 seeds" in result.stdout
+
+
+def test_options_reach_the_run(tmp_path):
+    options = {
+        "--method": "fedga",
+        "--model": "mlp",
+        "--partition": "iid",
+        "--clients": 7,
+        "--clients-per-round": 2,
+        "--rounds": 1,
+        "--local-epochs": 1,
+        "--batch-size": 16,
+        "--lr": 0.05,
+        "--momentum": 0.5,
+        "--weight-decay": 0.001,
+        "--clip": "inf",
+        "--weighting": "samples",
+        "--calibration": "gradient",
+        "--counts": "client",
+        "--seed": 3,
+        "--out": "out",
+    }
+    flags = [str(part) for pair in options.items() for part in pair]
+    assert fedkern_command("run", *flags).exit_code == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["clip"] is None  # JSON knows no infinity
+    method = {"weighting": "samples", "calibration": "gradient", "counts": "client"}
+    assert config["methods"] == {"fedga": method}
+    for flag in set(options) - {"--method", "--clip", "--out", *(f"--{key}" for key in method)}:
+        assert config[flag[2:].replace("-", "_")] == options[flag], flag
+    assert "0 of 1437 training samples discarded" in (
+        fedkern_command("run", *flags, "--overwrite").stdout
+    )
+
+
+def test_own_data(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x_train": rng.normal(size=(100, 5)),
+        "y_train": rng.integers(0, 3, 100),
+        "x_test": rng.normal(size=(20, 5)),
+        "y_test": rng.integers(0, 3, 20),
+    }
+    np.savez(tmp_path / "own.npz", **arrays)
+    result = fedkern_command("run", "--dataset", "own.npz", "--rounds", 2, "--out", "out")
+    assert result.exit_code == 0
+    assert len(history(tmp_path / "out")) == 2
+
+
+def test_clients_without_data_are_reported(tmp_path):
+    options = ("--clients", 2000, "--partition", "iid", "--rounds", 2, "--out", "out")
+    result = fedkern_command("run", *options)
+    assert result.exit_code == 0
+    assert "clients without data: 563" in result.stdout
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert len(summary["partitions"][0]["clients_without_data"]) == 563
+
+
+MISTAKES = [
+    (["run", "--dataset", "digit"], "dataset: wanted one of .* got 'digit' .did you mean 'digits'"),
+    (["run", "--dataset", "nowhere.npz"], r"dataset: wanted an \.npz file, found none at nowhere"),
+    (["run", "--dataset", "mnist"], "dataset: .*no-data.*--download.*FEDKERN_DATA"),
+    (["run", "--method", "fedgaa"], "method: wanted one of .* got 'fedgaa' .did you mean 'fedga'"),
+    (["compare", "fedavg", "fedgo"], "method: wanted one of .* got 'fedgo' .did you mean 'fedga'"),
+    (["compare", "fedga", "fedga"], "methods: wanted each method once, got fedga fedga"),
+    (["compare", "fedga", "--seeds", "0"], "seeds: wanted an integer >= 1, got 0"),
+    (["run", "--method", "fedavg", "--counts", "batch"], "counts: wanted only with fedga"),
+    (["run", "--counts", "clients"], "counts: wanted one of batch, client, got 'clients'"),
+    (["run", "--calibration", "x"], "calibration: wanted one of gradient, label, got 'x'"),
+    (["run", "--weighting", "x"], "weighting: wanted one of samples, uniform, got 'x'"),
+    (["run", "--model", "lenet"], "model: wanted images of at least 16x16 for 'lenet', got 8x8"),
+    (["run", "--model", "mpl"], "model: wanted one of .* got 'mpl' .did you mean 'mlp'"),
+    (["run", "--partition", "x"], "partition: wanted one of dirichlet, iid, got 'x'"),
+    (["run", "--alpha", "0"], r"alpha: wanted a finite number > 0, got 0\.0"),
+    (
+        ["run", "--clients-per-round", "21"],
+        "clients_per_round: wanted at most clients = 20, got 21",
+    ),
+    (["run", "--rounds", "0"], "rounds: wanted an integer >= 1, got 0"),
+    (["run", "--lr", "-1"], r"lr: wanted a finite number > 0, got -1\.0"),
+    (["run", "--batch-size", "0"], "batch_size: wanted an integer >= 1, got 0"),
+    (["run", "--threads", "0"], "threads: wanted an integer >= 1, got 0"),
+    (["run", "--device", "gpu"], "device: wanted auto, cpu, cuda or cuda:N, got 'gpu'"),
+    (["run", "--out", "file/run"], "out: wanted a folder to write in, got file/run: "),
+    (["run", "--out", "old"], "out: wanted a folder without a run, got old, .*--overwrite"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, arguments, message):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "history.csv").write_text("precious")
+    before = sorted(tmp_path.rglob("*"))
+    result = fedkern_command(*arguments)
+    assert result.exit_code == 2
+    assert re.match(f"fedkern: {message}", result.stderr), result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "old" / "history.csv").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--rounds", "many"], "--rounds"),
+        (["run", "--round", "3"], "--round"),
+        (["rum"], "rum"),
+        (["compare"], "Missing argument"),
+    ],
+)
+def test_arguments_that_cannot_be_parsed_are_one_line_too(arguments, message):
+    done = subprocess.run(**process(*arguments), capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("fedkern: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_diverged_run_keeps_what_was_written(tmp_path):
+    options = ("--lr", 1e9, "--clip", "inf", "--rounds", 5, "--out", "out")
+    result = fedkern_command("run", *options)
+    assert result.exit_code == 1
+    assert re.match(r"fedkern: round \d: wanted a finite global model, got nan", result.stderr)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "wanted a finite global model" in summary["status"]
+    assert (tmp_path / "out" / "history.csv").exists()
+
+
+def test_an_interrupted_comparison_keeps_what_was_done(tmp_path, monkeypatch):
+    simulate = fl.simulate
+
+    def interrupted(method, *arguments):
+        for round in simulate(method, *arguments):
+            yield round
+            if isinstance(method, fl.FedGA) and round.number == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(fl, "simulate", interrupted)
+    result = fedkern_command("compare", "fedavg", "fedga", "--rounds", 3, "--out", "out")
+    assert result.exit_code == 130
+    assert "interrupted; results are in out" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+    methods = [row["method"] for row in history(tmp_path / "out")]
+    assert methods == ["fedavg"] * 3 + ["fedga"] * 2
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert [run["rounds"] for run in summary["runs"]] == [3, 2]
+    assert "minus fedavg, paired" in result.stdout
+
+
+def test_interrupted_before_the_first_round(tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fl, "simulate", interrupted)
+    assert fedkern_command("run", "--out", "out").exit_code == 130
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["status"], summary["runs"]) == ("interrupted", [])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process")
+def test_ctrl_c(tmp_path):
+    running = subprocess.Popen(
+        **process("run", "--rounds", 10**6, "--threads", 1, "--out", "out"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        path = tmp_path / "out" / "history.csv"
+        for _ in range(1200):
+            if path.exists() and path.read_text().count("\n") > 3:
+                break
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=120)
+    finally:
+        running.kill()
+    assert running.returncode == 130
+    assert errors == "fedkern: interrupted; results are in out\n"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+    assert len(history(tmp_path / "out")) >= 3
+
+
+def test_info():
+    result = fedkern_command("info")
+    assert result.exit_code == 0
+    for key in fedkern.build_info():
+        assert key in result.stdout
+    assert "torch threads" in result.stdout
+
+
+def test_the_package_alone_imports_nothing_heavy():
+    heavy = ["typer", "rich", "matplotlib", "torchvision", "torchmetrics", "fedkern.fl"]
+    code = f"import sys, fedkern; print([name for name in {heavy} if name in sys.modules])"
+    settings = process()
+    settings["args"] = [sys.executable, "-c", code]
+    done = subprocess.run(**settings, capture_output=True, check=True)
+    assert done.stdout == "[]\n"
