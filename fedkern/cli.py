@@ -106,7 +106,7 @@ def compare(
 def info() -> None:
     """Shows what this installation was built with and runs on."""
     table = Table(show_header=False)
-    for key, value in {**fedkern.build_info(), "torch threads": torch.get_num_threads()}.items():
+    for key, value in fedkern.build_info().items():
         table.add_row(str(key), str(value))
     Console().print(table)
 
@@ -218,6 +218,8 @@ def _carry_out(
         plot_curves(results, folder.path / "curves.png")
         console.print(summary_table(results))
     typer.echo(f"fedkern: {status}; results are in {folder.path}", err=exit_code != 0)
+    if results:
+        typer.echo(f"curves: {folder.path / 'curves.png'}")
     return exit_code
 
 

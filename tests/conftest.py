@@ -1,6 +1,5 @@
-"""What all tests share: the devices to run on, and threads put back as they were."""
+"""What all tests share: the devices to run on, and one thread unless a test asks for more."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -22,12 +21,3 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def data_root() -> str:
-    """The folder with real data sets, in torchvision's layout."""
-    root = os.environ.get("FEDKERN_DATA")
-    if not root:
-        pytest.skip("FEDKERN_DATA names no folder with real data")
-    return root

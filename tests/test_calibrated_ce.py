@@ -233,31 +233,42 @@ def test_counts_of_any_real_dtype(dtype: torch.dtype) -> None:
 # ---- balanced counts are cross entropy ----------------------------------------------------------
 
 
-def cross_entropy_samples() -> list[Any]:
-    """PyTorch's own sample inputs for cross_entropy, those with class indices."""
-    from torch.testing._internal.common_methods_invocations import op_db
+@pytest.fixture(scope="module")
+def cross_entropy_samples(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """PyTorch's own sample inputs for cross_entropy with class indices: (logits, target, kwargs).
 
-    (op,) = [op for op in op_db if op.name == "nn.functional.cross_entropy"]
-    samples = op.sample_inputs("cpu", torch.float64, requires_grad=False)
-    return [s for s in samples if not s.args[0].is_floating_point()]
+    A process of its own makes them: importing that module changes torch's global settings.
+    """
+    path = tmp_path_factory.mktemp("samples") / "samples.pt"
+    code = f"""
+import torch
+from torch.testing._internal.common_methods_invocations import op_db
+(op,) = [op for op in op_db if op.name == "nn.functional.cross_entropy"]
+samples = op.sample_inputs("cpu", torch.float64, requires_grad=False)
+kept = [(s.input, *s.args, s.kwargs) for s in samples if not s.args[0].is_floating_point()]
+torch.save(kept, {str(path)!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    samples: list[Any] = torch.load(path)
+    return samples
 
 
 @pytest.mark.parametrize("calibration", ["label", "gradient"])
-def test_balanced_counts_equal_cross_entropy_on_its_own_samples(calibration: str) -> None:
-    samples = cross_entropy_samples()
-    assert len(samples) >= 10
-    for sample in samples:
-        logits, target = sample.input, sample.args[0]
+def test_balanced_counts_equal_cross_entropy_on_its_own_samples(
+    cross_entropy_samples: list[Any], calibration: str
+) -> None:
+    assert len(cross_entropy_samples) >= 10
+    for logits, target, kwargs in cross_entropy_samples:
         num_classes = logits.shape[0 if logits.dim() == 1 else 1]
         ours = {
             "class_counts": torch.full((num_classes,), 3),
             "calibration": calibration,
-            **sample.kwargs,
+            **kwargs,
         }
         actual = value_and_gradient(fedkern.calibrated_ce, logits, target, ours)
-        expected = value_and_gradient(F.cross_entropy, logits, target, sample.kwargs)
+        expected = value_and_gradient(F.cross_entropy, logits, target, kwargs)
         for a, b in zip(actual, expected, strict=True):
-            torch.testing.assert_close(a, b, equal_nan=True, msg=str(sample.kwargs))
+            torch.testing.assert_close(a, b, equal_nan=True, msg=str(kwargs))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -100,10 +100,9 @@ auto make_node(Args&&... args) {
   }
 }
 
-// Whether `t` is a scalar 1 that can be read here and now: not traced, batched or on another
-// device.
+// Whether `t`, an ordinary tensor, is a scalar 1 that can be read without waiting for a device.
 bool is_readable_one(const Tensor& t) {
-  if (t.dim() != 0 || !t.device().is_cpu() || at::isTensorSubclassLike(t)) return false;
+  if (t.dim() != 0 || !t.device().is_cpu()) return false;
   switch (t.scalar_type()) {
     case at::kFloat:
       return *t.const_data_ptr<float>() == 1;
@@ -141,11 +140,12 @@ struct CalibratedCEBackward : ag::Node {
     // The saved gradient is given away, or scaled where it lies, only by the last backward through
     // here, and only if nobody else holds it.
     if (!create_graph && !ag::get_current_graph_task_keep_graph() &&
-        !at::isTensorSubclassLike(gradient)) {
+        !at::isTensorSubclassLike(gradient) && !at::isTensorSubclassLike(grads[0])) {
       gradient_.reset_data();
-      if (is_readable_one(grads[0])) return {std::move(gradient)};
-      if (gradient.use_count() == 1 && !at::isTensorSubclassLike(grads[0])) {
-        gradient.mul_(row_factors(grads[0], gradient, target, ignore_index_));
+      if (gradient.use_count() == 1) {
+        if (!is_readable_one(grads[0])) {
+          gradient.mul_(row_factors(grads[0], gradient, target, ignore_index_));
+        }
         return {std::move(gradient)};
       }
     }

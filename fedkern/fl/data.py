@@ -82,6 +82,11 @@ class Dataset:
         train_labels = _labels(name, "y_train", np.asarray(y_train), len(train_inputs))
         test_labels = _labels(name, "y_test", np.asarray(y_test), len(test_inputs))
         num_classes = int(train_labels.max()) + 1
+        if num_classes > len(train_labels):  # most classes would have no sample
+            raise ConfigError(
+                f"dataset: {name}: wanted y_train of class indices 0, 1, ... below the number of "
+                f"samples, {len(train_labels)}, got {num_classes - 1}"
+            )
         if int(test_labels.max()) >= num_classes:
             raise ConfigError(
                 f"dataset: {name}: wanted y_test below {num_classes} (y_train's largest label + "

@@ -81,6 +81,10 @@ def test_npz_of_grey_images_and_of_features(arrays, tmp_path):
             {"y_train": np.array([0, 1, 2, 0, -1, 4])},
             "wanted y_train of class indices >= 0, got -1",
         ),
+        (
+            {"y_train": np.array([0, 1, 2, 0, 1, 10**12])},
+            "wanted y_train of class indices .* below the number of samples, 6, got 1000000000000",
+        ),
         ({"y_train": np.zeros(6)}, "wanted y_train of integers, got float64"),
         ({"y_train": np.zeros(5, int)}, r"wanted y_train of shape \[6\], .* got \[5\]"),
         ({"y_test": np.zeros((3, 1), int)}, r"wanted y_test of shape \[3\], .* got \[3, 1\]"),
