@@ -18,7 +18,7 @@ void forward(const at::Tensor& input, const at::Tensor& target,
              const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& class_counts,
              const CalibratedCEOptions& options, int64_t ignore_index, double label_smoothing,
              at::Tensor& loss, at::Tensor& gradient) {
-  using T = typename CudaAccumulate<scalar_t>::type;
+  using T = accumulate_t<scalar_t>;
   const auto accumulate = input.options().dtype(c10::CppTypeToScalarType<T>::value);
   const int64_t num_classes = input.size(class_dim(input));
   const at::Tensor labels = target.to(at::kLong).contiguous();

@@ -19,7 +19,7 @@ constexpr int kSumThreads = 512;
 template <typename scalar_t>
 __global__ void __launch_bounds__(kSumThreads)
     prepare_classes(const CalibratedCECudaArguments<scalar_t> arguments) {
-  using T = typename CudaAccumulate<scalar_t>::type;
+  using T = accumulate_t<scalar_t>;
   T largest = 0;
   for (int64_t c = threadIdx.x; arguments.given_counts && c < arguments.num_classes;
        c += kSumThreads) {
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kSumThreads)
 template <typename scalar_t>
 __global__ void __launch_bounds__(kRowThreads)
     run_rows(const CalibratedCECudaArguments<scalar_t> arguments) {
-  using T = typename CudaAccumulate<scalar_t>::type;
+  using T = accumulate_t<scalar_t>;
   const int64_t num_classes = arguments.num_classes;
   const LabelSmoothing smoothing{1 - arguments.label_smoothing,
                                  arguments.label_smoothing / static_cast<double>(num_classes),
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kSumThreads)
   }
   sum = block_sum<kSumThreads>(sum);
   if (threadIdx.x == 0) {
-    using T = typename CudaAccumulate<scalar_t>::type;
+    using T = accumulate_t<scalar_t>;
     *arguments.loss = static_cast<scalar_t>(static_cast<T>(sum / arguments.sums[0]));
   }
 }

@@ -6,25 +6,16 @@
 
 #include <cstdint>
 
+#include "common/accumulate.h"
 #include "common/row_layout.h"
 #include "ops/calibrated_ce_math.h"
 
 namespace fedkern {
 
-// float accumulates float32, bfloat16 and float16; double accumulates float64.
-template <typename scalar_t>
-struct CudaAccumulate {
-  using type = float;
-};
-template <>
-struct CudaAccumulate<double> {
-  using type = double;
-};
-
 // Device pointers throughout.
 template <typename scalar_t>
 struct CalibratedCECudaArguments {
-  using T = typename CudaAccumulate<scalar_t>::type;
+  using T = accumulate_t<scalar_t>;
 
   const scalar_t* logits;
   RowLayout logits_layout;
