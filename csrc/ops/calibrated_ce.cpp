@@ -23,8 +23,7 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// ---- the operators, called through the dispatcher
-// ---------------------------------------------------
+// ---- the operators, called through the dispatcher ----------------------------------------------
 
 std::tuple<Tensor, Tensor> call_forward(const Tensor& input, const Tensor& target,
                                         const OptionalTensor& weight,
@@ -50,8 +49,7 @@ Tensor call_backward(const Tensor& grad_loss, const Tensor& gradient, const Tens
   return op.call(grad_loss, gradient, target, ignore_index);
 }
 
-// ---- without autograd: any device
-// -------------------------------------------------------------------
+// ---- without autograd: any device --------------------------------------------------------------
 
 Tensor calibrated_ce(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                      const OptionalTensor& class_counts, c10::string_view calibration,
@@ -85,8 +83,7 @@ std::tuple<Tensor, Tensor> calibrated_ce_forward_meta(
   return {loss, compute_gradient ? at::empty_like(input) : at::empty({0}, input.options())};
 }
 
-// ---- autograd: a hand-written node, since it costs least and all of torch.func sees it
-// --------------
+// ---- autograd: a hand-written node, since it costs least and all of torch.func sees it ---------
 
 namespace ag = torch::autograd;
 
@@ -188,8 +185,7 @@ Tensor calibrated_ce_autograd(const Tensor& input, const Tensor& target,
   return loss;
 }
 
-// ---- autocast: float32, as cross_entropy
-// ------------------------------------------------------------
+// ---- autocast: float32, as cross_entropy -------------------------------------------------------
 
 Tensor to_float32(const Tensor& t) {
   return t.is_floating_point() && t.scalar_type() != at::kDouble ? t.to(at::kFloat) : t;

@@ -64,22 +64,20 @@ FEDKERN_HOST_DEVICE double row_loss(const RowSums<double>& sums, double d_y, dou
   return label + calibration + smoothing;
 }
 
-// What the gradient of one row needs beside n_j and w_j. With W = sum_c w_c ((1 - eps) [c = y] +
-// eps / C), the sum of the smoothed label, excess = sum_c w_c (n_c - n_y) p_c and the reduction's
-// factor f:
+// What the gradient of one row needs beside n_j and w_j. With the smoothed label
+// l_j = (1 - eps) [j = y] + eps / C, its weighted sum W = sum_c w_c l_c, the excess
+// x = sum_c w_c (n_c - n_y) p_c and the reduction's factor f:
 //
 //   "label":     f (p_j sum_c w_c t_c - w_j t_j)
-//              = f (p_j (W - excess / n_y (1 - w_j) + w_j (n_j - center) / n_y) - w_j (smoothed
-//              label)_j)
-//                with center = n_y + excess, without weights the expected count sum_c p_c n_c
-//   "gradient":  f (p_j W n_j / n_y - w_j (smoothed label)_j)
-//                with center = n_y
+//              = f (p_j (W - x / n_y (1 - w_j) + w_j (n_j - center) / n_y) - w_j l_j)
+//   "gradient":  f (p_j W n_j / n_y - w_j l_j)
 //
-// The center comes off n_j before anything is rounded: that saves digits where n_y is much smaller
-// than the counts. n_j / n_y is a division, so that equal counts give exactly 1.
+// The center n_y + x, without weights the expected count sum_c p_c n_c, comes off n_j before
+// anything is rounded: that saves digits where n_y is much smaller than the counts. n_j / n_y is a
+// division, so that equal counts give exactly 1.
 template <typename T>
 struct GradientCoefficients {
-  T alpha, beta, gamma, center;  // of p_j, with f / s in them
+  T alpha, beta, gamma, center;  // of e_j, so with f / s in them; "gradient" has n_y for center
   T smoothing, label;            // of w_j: everywhere, and at the label
 };
 

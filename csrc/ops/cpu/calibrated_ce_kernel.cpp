@@ -26,8 +26,7 @@ inline void for_each_vector(int64_t num_classes, const Body& body) {
   if (j < num_classes) body(j, num_classes - j);
 }
 
-// ---- rows in memory <-> rows of T
-// -------------------------------------------------------------------
+// ---- rows in memory <-> rows of T --------------------------------------------------------------
 
 template <typename scalar_t, typename T = accumulate_t<scalar_t>>
 inline void load_row(const scalar_t* from, T* to, int64_t num_classes) {
@@ -74,8 +73,7 @@ inline void scatter(const T* from, int64_t rows, int64_t num_classes, const RowL
   }
 }
 
-// ---- one row
-// ----------------------------------------------------------------------------------------
+// ---- one row -----------------------------------------------------------------------------------
 
 template <typename T>
 inline T row_maximum(const T* z, int64_t num_classes) {
@@ -204,8 +202,7 @@ inline double run_row(const CalibratedCEArguments<scalar_t>& arguments, int64_t 
   return row_loss(sums, d_y, n_y, w_y, arguments.smoothing);
 }
 
-// ---- all rows
-// ---------------------------------------------------------------------------------------
+// ---- all rows ----------------------------------------------------------------------------------
 
 template <bool kWeighted, typename scalar_t, typename T = accumulate_t<scalar_t>>
 inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments, int64_t begin, int64_t end,

@@ -13,8 +13,7 @@ namespace {
 constexpr int kRowThreads = 128;
 constexpr int kSumThreads = 512;
 
-// ---- one block: class counts, the mean's denominator, the sum of the weights
-// ------------------------
+// ---- one block: class counts, the mean's denominator, the sum of the weights -------------------
 
 template <typename scalar_t>
 __global__ void __launch_bounds__(kSumThreads)
@@ -47,8 +46,7 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
-// ---- a block a row
-// ----------------------------------------------------------------------------------
+// ---- a block a row -----------------------------------------------------------------------------
 
 template <typename scalar_t>
 __global__ void __launch_bounds__(kRowThreads)
@@ -124,8 +122,7 @@ __global__ void __launch_bounds__(kRowThreads)
   }
 }
 
-// ---- one block: the loss
-// ----------------------------------------------------------------------------
+// ---- one block: the loss -----------------------------------------------------------------------
 
 template <typename scalar_t>
 __global__ void __launch_bounds__(kSumThreads)
