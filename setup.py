@@ -27,16 +27,20 @@ class BuildExtension(BuildCMake):
             super().run()
 
 
-torch = torch_probe.find()
-if torch is None:
-    sys.exit(torch_probe.NOT_FOUND)
+def torch_requirement() -> str:
+    """torch promises no ABI between minor releases: a build is good for one of them only.
+
+    Without torch nothing is compiled (CMake says so), but a source distribution can be made.
+    """
+    torch = torch_probe.find()
+    return f"torch=={'.'.join(torch.version.split('.')[:2])}.*" if torch else "torch>=2.11"
+
 
 setup(
     cmake_source_dir=".",
     cmdclass={"build_cmake": BuildExtension},
-    # torch promises no ABI between minor releases: the build is good for this one only.
     install_requires=[
-        f"torch=={'.'.join(torch.version.split('.')[:2])}.*",
+        torch_requirement(),
         "numpy",
         "typer>=0.12",
         "rich>=13",

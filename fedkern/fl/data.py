@@ -132,7 +132,10 @@ def _read_npz(name: str, path: Path) -> Dataset:
         raise ConfigError(f"dataset: wanted an .npz file, found none at {path}")
     wanted = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ValueError("a single array")
+        with loaded as archive:
             missing = [key for key in wanted if key not in archive.files]
             if missing:
                 raise ConfigError(
