@@ -6,6 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_OUT ?= runs/demo
 # For tests and benchmarks the CUDA kernels are compiled for one architecture: this machine's GPU, if any.
 ARCHITECTURE = $(shell $(BIN)/python -c "import torch; c = torch.cuda; print('%d%d' % c.get_device_capability() if c.is_available() else 80)")
+CUDA_ARCHITECTURES = $(ARCHITECTURE)-real;$(ARCHITECTURE)-virtual
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench lint format clean
@@ -23,7 +24,7 @@ $(VENV)/torch: $(BIN)/python
 # The package is built again whenever something that is compiled has changed.
 SOURCES := $(shell find csrc build_support -type f -not -name '*.pyc') CMakeLists.txt setup.py pyproject.toml
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
-	FEDKERN_CUDA_ARCHITECTURES=$${FEDKERN_CUDA_ARCHITECTURES:-$(ARCHITECTURE)} $(PIP) install --editable '.[test]'
+	FEDKERN_CUDA_ARCHITECTURES="$${FEDKERN_CUDA_ARCHITECTURES:-$(CUDA_ARCHITECTURES)}" $(PIP) install --editable '.[test]'
 	touch $@
 
 $(VENV)/lint: $(VENV)/installed

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <torch/library.h>
 
+#include "build_facts.h"
 #include "common/cpu_capability.h"
 
 // clang-format off
@@ -16,7 +17,7 @@ TORCH_LIBRARY(fedkern, m) {
 
 PYBIND11_MODULE(_C, m) {
   m.attr("torch_version") = FEDKERN_TORCH_VERSION;
-  m.attr("cuda_architectures") = FEDKERN_CUDA_ARCHITECTURES;  // "80-real;90-virtual"; empty without
-  m.attr("cuda_reason") = FEDKERN_CUDA_REASON;                // why there are none
+  m.attr("cuda_architectures") = FEDKERN_CUDA_ARCHITECTURES;
+  m.attr("cuda_reason") = FEDKERN_CUDA_REASON;
   m.attr("cpu_capability") = fedkern::cpu_capability_name();
 }
