@@ -34,6 +34,18 @@ def test_cuda_kernels_are_registered_where_they_were_built() -> None:
         assert has_kernel == built
 
 
+def test_cuda_is_built_where_it_can_be() -> None:
+    """A CUDA build that fails degrades to the CPU, so it takes a test to notice."""
+    info = fedkern.build_info()
+    nvcc = shutil.which("nvcc")
+    if not torch.version.cuda or not nvcc or "FEDKERN_CUDA=off" in info["cuda_reason"]:
+        pytest.skip(f"no CUDA build was to be expected: {info['cuda_reason']}")
+    says = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    if f"release {torch.version.cuda.split('.')[0]}." not in says:
+        pytest.skip("nvcc is of another major version than torch's CUDA")
+    assert info["cuda_architectures"], info["cuda_reason"]
+
+
 def test_import_is_light() -> None:
     """Neither CUDA, nor torchvision, nor what only the command line needs."""
     code = """
