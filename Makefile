@@ -28,7 +28,7 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	touch $@
 
 $(VENV)/lint: $(VENV)/installed
-	$(PIP) install 'ruff>=0.17' 'mypy>=2' 'clang-format>=20'
+	$(PIP) install 'ruff>=0.17' 'mypy>=2' 'clang-format>=20' 'scikit-build-core>=0.10'
 	touch $@
 
 demo: $(VENV)/installed  ## Compare FedAvg and FedGA on the embedded digits, three seeds (sets up first)
