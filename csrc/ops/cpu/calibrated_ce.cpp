@@ -18,33 +18,19 @@ namespace {
 // result.
 constexpr int64_t kBlockElements = 16384;
 
-double run_kernel(const CalibratedCEArguments<float>& a, int64_t begin, int64_t end, float* s) {
-  return calibrated_ce_kernels().run_float(a, begin, end, s);
-}
-double run_kernel(const CalibratedCEArguments<double>& a, int64_t begin, int64_t end, double* s) {
-  return calibrated_ce_kernels().run_double(a, begin, end, s);
-}
-double run_kernel(const CalibratedCEArguments<c10::BFloat16>& a, int64_t begin, int64_t end,
-                  float* s) {
-  return calibrated_ce_kernels().run_bfloat16(a, begin, end, s);
-}
-double run_kernel(const CalibratedCEArguments<c10::Half>& a, int64_t begin, int64_t end, float* s) {
-  return calibrated_ce_kernels().run_half(a, begin, end, s);
-}
-
 template <typename scalar_t>
 double run_blocks(const CalibratedCEArguments<scalar_t>& arguments, int64_t rows) {
   const int64_t block_rows = std::max<int64_t>(1, kBlockElements / arguments.num_classes);
   const int64_t blocks = (rows + block_rows - 1) / block_rows;
   const int64_t scratch_size = calibrated_ce_scratch_rows(arguments) * arguments.num_classes;
+  const auto run = std::get<CalibratedCERun<scalar_t>>(calibrated_ce_kernels());
   std::vector<double> sums(blocks);
   // Two blocks are the least that is worth waking another thread for.
   at::parallel_for(0, blocks, 2, [&](int64_t begin, int64_t end) {
     std::vector<accumulate_t<scalar_t>> scratch(scratch_size);
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * block_rows;
-      sums[block] =
-          run_kernel(arguments, first, std::min(rows, first + block_rows), scratch.data());
+      sums[block] = run(arguments, first, std::min(rows, first + block_rows), scratch.data());
     }
   });
   double sum = 0;

@@ -1,5 +1,5 @@
-// Compiled once per CPU capability: at::vec and raw pointers only, all of it in an anonymous
-// namespace, so that no code for a newer CPU is merged into what an older one runs.
+// Compiled once per CPU capability: at::vec and raw pointers only, in an anonymous namespace or
+// always inlined, so that no code for a newer CPU is merged into what an older one runs.
 //
 // A row is read twice (maximum; exponentials and sums) and its gradient written twice
 // (exponentials, then times a class's coefficient), all but the first from the L1 or L2 cache. Per

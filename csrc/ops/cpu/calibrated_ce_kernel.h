@@ -4,9 +4,11 @@
 #include <c10/util/Half.h>
 
 #include <cstdint>
+#include <tuple>
 
 #include "common/accumulate.h"
 #include "common/cpu_capability.h"
+#include "common/macros.h"
 #include "common/row_layout.h"
 #include "ops/calibrated_ce_math.h"
 
@@ -37,7 +39,8 @@ struct CalibratedCEArguments {
 // Rows that `scratch` must have room for, C elements each: none where a row can be worked on in the
 // gradient itself, one where it has to be converted, a tile where it has to be gathered.
 template <typename scalar_t>
-int64_t calibrated_ce_scratch_rows(const CalibratedCEArguments<scalar_t>& arguments) {
+FEDKERN_ALWAYS_INLINE int64_t
+calibrated_ce_scratch_rows(const CalibratedCEArguments<scalar_t>& arguments) {
   constexpr int64_t kTileRows = 16, kTileElements = 65536;
   const bool contiguous = arguments.logits_layout.class_stride == 1 &&
                           (!arguments.gradient || arguments.gradient_layout.class_stride == 1);
@@ -49,16 +52,12 @@ int64_t calibrated_ce_scratch_rows(const CalibratedCEArguments<scalar_t>& argume
 }
 
 // Rows [begin, end): writes their losses and gradients, returns the sum of their losses, unscaled.
-struct CalibratedCEKernels {
-  double (*run_float)(const CalibratedCEArguments<float>&, int64_t begin, int64_t end,
-                      float* scratch);
-  double (*run_double)(const CalibratedCEArguments<double>&, int64_t begin, int64_t end,
-                       double* scratch);
-  double (*run_bfloat16)(const CalibratedCEArguments<c10::BFloat16>&, int64_t begin, int64_t end,
-                         float* scratch);
-  double (*run_half)(const CalibratedCEArguments<c10::Half>&, int64_t begin, int64_t end,
-                     float* scratch);
-};
+template <typename scalar_t>
+using CalibratedCERun = double (*)(const CalibratedCEArguments<scalar_t>&, int64_t begin,
+                                   int64_t end, accumulate_t<scalar_t>* scratch);
+
+using CalibratedCEKernels = std::tuple<CalibratedCERun<float>, CalibratedCERun<double>,
+                                       CalibratedCERun<c10::BFloat16>, CalibratedCERun<c10::Half>>;
 FEDKERN_DECLARE_VARIANTS(CalibratedCEKernels, calibrated_ce_kernels)
 
 }  // namespace fedkern
