@@ -71,7 +71,7 @@ def test_another_torch_is_refused_with_the_way_out() -> None:
 def test_a_broken_cuda_module_leaves_the_cpu_working() -> None:
     """What a missing libc10_cuda.so does: the reason is kept, the CPU operators are there."""
     code = """
-import builtins, sys
+import sys
 sys.modules["fedkern._cuda"] = None   # its import raises ImportError
 import torch, fedkern
 info = fedkern.build_info()

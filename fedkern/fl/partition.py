@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedkern import class_counts
+
 from .errors import ConfigError, unknown_name
 from .seeding import generator
 
@@ -40,9 +42,7 @@ class Partition:
 
     def label_counts(self, targets: Tensor, num_classes: int) -> Tensor:
         """How often each client holds each class: int64 [clients, num_classes]."""
-        return torch.stack(
-            [torch.bincount(targets[index], minlength=num_classes) for index in self.indices]
-        )
+        return torch.stack([class_counts(targets[index], num_classes) for index in self.indices])
 
 
 def dirichlet(targets: Tensor, clients: int, alpha: float, seed: int) -> Partition:
