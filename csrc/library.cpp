@@ -1,17 +1,20 @@
 // The operators' schemas, one a line, and the Python module that says how it was built.
 
-#include <pybind11/pybind11.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include "build_facts.h"
 #include "common/cpu_capability.h"
+#include "ops/calibrated_ce.h"
 
 // clang-format off
 TORCH_LIBRARY(fedkern, m) {
-  m.def("calibrated_ce(Tensor input, Tensor target, Tensor? weight=None, Tensor? class_counts=None, str calibration='label', int ignore_index=-100, str reduction='mean', float label_smoothing=0.0) -> Tensor");
-  m.def("calibrated_ce_forward(Tensor input, Tensor target, Tensor? weight, Tensor? class_counts, str calibration, int ignore_index, str reduction, float label_smoothing, bool compute_gradient) -> (Tensor loss, Tensor gradient)");
-  m.def("calibrated_ce_backward(Tensor grad_loss, Tensor gradient, Tensor target, int ignore_index) -> Tensor");
-  m.def("class_counts(Tensor target, SymInt num_classes, int ignore_index=-100) -> Tensor");
+  m.def("calibrated_ce(Tensor input, Tensor target, Tensor? weight=None, Tensor? class_counts=None, str calibration='label', int ignore_index=-100, str reduction='mean', float label_smoothing=0.0, bool grouped=False) -> Tensor");
+  m.def("calibrated_ce_forward(Tensor input, Tensor target, Tensor? weight, Tensor? class_counts, str calibration, int ignore_index, str reduction, float label_smoothing, bool grouped, bool compute_gradient) -> (Tensor loss, Tensor gradient)");
+  m.def("calibrated_ce_backward(Tensor grad_loss, Tensor gradient, Tensor target, int ignore_index, bool grouped) -> Tensor");
+  m.def("calibrated_ce_backward_(Tensor(a!) gradient, Tensor grad_loss, Tensor target, int ignore_index, bool grouped) -> ()");
+  m.def("class_counts(Tensor target, SymInt num_classes, int ignore_index=-100, bool grouped=False) -> Tensor");
 }
 // clang-format on
 
@@ -20,4 +23,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_architectures") = FEDKERN_CUDA_ARCHITECTURES;
   m.attr("cuda_reason") = FEDKERN_CUDA_REASON;
   m.attr("cpu_capability") = fedkern::cpu_capability_name();
+  // The same as torch.ops.fedkern.calibrated_ce, without torch.ops' interpretation of the schema.
+  m.def("calibrated_ce", torch::wrap_pybind_function_no_gil(fedkern::call_calibrated_ce));
 }

@@ -4,8 +4,9 @@ from typing import Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import has_torch_function
 
-from fedkern import _library  # noqa: F401  (registers torch.ops.fedkern)
+from fedkern import _library
 
 Calibration: TypeAlias = Literal["label", "gradient"]
 Reduction: TypeAlias = Literal["none", "mean", "sum"]
@@ -54,7 +55,9 @@ def calibrated_ce(
 
     Returns:
         The loss in input's dtype: a scalar, or target's shape for "none". The mean over no sample
-        is nan, as in cross_entropy. It has no second derivatives.
+        is nan, as in cross_entropy. Derivatives of any order; the calibrated label is a constant in
+        all of them. Forward-mode derivatives are refused. Under torch.vmap a stack of calls is one
+        call of the fused kernel.
 
     Raises:
         TypeError: a dtype that is not supported, e.g. class probabilities as target.
@@ -62,19 +65,25 @@ def calibrated_ce(
             `class_counts` that requires grad.
         IndexError: a label outside [0, C). On CUDA bad labels and counts are device-side asserts.
     """
-    return cast(
-        Tensor,
-        torch.ops.fedkern.calibrated_ce.default(
-            input,
-            target,
-            weight,
-            class_counts,
-            calibration,
-            ignore_index,
-            reduction,
-            label_smoothing,
-        ),
+    arguments = (
+        input,
+        target,
+        weight,
+        class_counts,
+        calibration,
+        ignore_index,
+        reduction,
+        label_smoothing,
+        False,  # grouped: what vmap makes of a stack of calls
     )
+    # A straight call costs less than one through torch.ops; but compilers and what imitates tensors
+    # need the latter, and it says which argument is of a wrong type.
+    if not (torch.compiler.is_compiling() or has_torch_function(arguments[:4])):
+        try:  # noqa: SIM105  (contextlib.suppress costs more than this path saves)
+            return cast(Tensor, _library.call_calibrated_ce(*arguments))
+        except TypeError:
+            pass
+    return cast(Tensor, torch.ops.fedkern.calibrated_ce.default(*arguments))
 
 
 def class_counts(target: Tensor, num_classes: int, ignore_index: int = -100) -> Tensor:

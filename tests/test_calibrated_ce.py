@@ -1,6 +1,5 @@
 """fedkern.calibrated_ce against its slow twin and cross_entropy; its rules; bad input."""
 
-import copy
 import itertools
 import os
 import subprocess
@@ -9,6 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from calibrated_ce_problems import (
+    Arguments,
+    classes_of,
+    every_argument,
+    generator,
+    make_counts,
+    make_logits,
+    make_target,
+    make_weight,
+    value_and_gradient,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -33,71 +43,6 @@ SHAPES = [
     (2, 6, 4, 5),
     (2, 9, 21),
 ]
-
-Arguments = dict[str, Any]
-
-
-def make_logits(shape: tuple[int, ...], scale: float = 3.0, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=generator(seed)) * scale
-
-
-def make_target(shape: tuple[int, ...], seed: int = 1) -> Tensor:
-    """Labels of unequal frequency: low classes are common."""
-    num_classes = shape[0] if len(shape) == 1 else shape[1]
-    positions = shape[:0] if len(shape) == 1 else (shape[0], *shape[2:])
-    u = torch.rand(positions, dtype=torch.float64, generator=generator(seed))
-    return (u * u * num_classes).long()
-
-
-def make_counts(num_classes: int, seed: int = 2) -> Tensor:
-    return torch.randint(1, 1000, (num_classes,), generator=generator(seed))
-
-
-def make_weight(num_classes: int, seed: int = 3) -> Tensor:
-    return torch.rand(num_classes, dtype=torch.float64, generator=generator(seed)) + 0.1
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def classes_of(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) == 1 else shape[1]
-
-
-def value_and_gradient(
-    loss_function: Any, logits: Tensor, target: Tensor, arguments: Arguments, seed: int = 4
-) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient for a random upstream gradient (the same for the same seed)."""
-    logits = logits.detach().requires_grad_()
-    loss = loss_function(logits, target, **arguments)
-    upstream = torch.randn(loss.shape, dtype=torch.float64, generator=generator(seed))
-    loss.backward(upstream.to(loss))
-    assert logits.grad is not None
-    return loss.detach(), logits.grad
-
-
-def every_argument(num_classes: int) -> list[Arguments]:
-    """A grid over all arguments."""
-    return [
-        {
-            "weight": weight,
-            "class_counts": counts,
-            "calibration": calibration,
-            "ignore_index": ignore_index,
-            "reduction": reduction,
-            "label_smoothing": smoothing,
-        }
-        for weight, counts, calibration, ignore_index, reduction, smoothing in itertools.product(
-            [None, make_weight(num_classes)],
-            [None, make_counts(num_classes)],
-            ["label", "gradient"],
-            [-100, 0],
-            ["mean", "sum", "none"],
-            [0.0, 0.1],
-        )
-    ]
-
 
 # ---- against the twin ---------------------------------------------------------------------------
 
@@ -497,142 +442,6 @@ def test_everything_ignored(device: str) -> None:
         assert not gradient.any()
 
 
-# ---- autograd -----------------------------------------------------------------------------------
-
-
-def test_backward_twice_with_a_retained_graph(device: str) -> None:
-    """The saved gradient outlives what callers do to the gradients they are handed."""
-    logits, target = make_logits((6, 5)).to(device).requires_grad_(), make_target((6, 5)).to(device)
-    loss = fedkern.calibrated_ce(logits, target)
-    (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
-    expected = first.clone()
-    first.mul_(100)
-    (second,) = torch.autograd.grad(2 * loss, logits, retain_graph=True)
-    torch.testing.assert_close(second, 2 * expected)
-    second.zero_()
-    (third,) = torch.autograd.grad(loss, logits)
-    torch.testing.assert_close(third, expected)
-    with pytest.raises(RuntimeError, match="second time"):
-        torch.autograd.grad(loss, logits)
-
-
-def test_scaled_backward_leaves_a_held_gradient_alone() -> None:
-    """saved_tensors_hooks hand out the saved gradient: it is somebody else's, then."""
-    held = []
-
-    def hold(t: Tensor) -> Tensor:
-        held.append((t, t.clone()))
-        return t
-
-    logits, target = make_logits((6, 5)).requires_grad_(), make_target((6, 5))
-    with torch.autograd.graph.saved_tensors_hooks(hold, lambda t: t):
-        loss = fedkern.calibrated_ce(logits, target)
-    (3 * loss).backward()
-    assert held
-    assert all(torch.equal(now, then) for now, then in held)
-
-
-def test_expanded_upstream_gradient(device: str) -> None:
-    logits, target = make_logits((6, 5)).to(device).requires_grad_(), make_target((6, 5)).to(device)
-    fedkern.calibrated_ce(logits, target, reduction="none").mean().backward()
-    expected = logits.grad
-    logits.grad = None
-    fedkern.calibrated_ce(logits, target).backward()
-    torch.testing.assert_close(logits.grad, expected)
-
-
-def test_upstream_nan_does_not_reach_ignored_rows() -> None:
-    logits, target = make_logits((3, 5)).requires_grad_(), torch.tensor([1, -100, 2])
-    loss = fedkern.calibrated_ce(logits, target, reduction="none")
-    loss.backward(torch.tensor([1.0, torch.nan, 1.0], dtype=torch.float64))
-    assert logits.grad is not None
-    assert bool(logits.grad.isfinite().all())
-    assert not logits.grad[1].any()
-
-
-def test_second_derivatives_are_refused() -> None:
-    logits, target = make_logits((3, 5)).requires_grad_(), make_target((3, 5))
-    (gradient,) = torch.autograd.grad(
-        fedkern.calibrated_ce(logits, target), logits, create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="second derivatives are not implemented"):
-        gradient.sum().backward()
-
-
-def test_forward_mode_is_refused() -> None:
-    with torch.autograd.forward_ad.dual_level():
-        logits = torch.autograd.forward_ad.make_dual(make_logits((3, 5)), make_logits((3, 5)))
-        with pytest.raises(NotImplementedError, match="forward-mode"):
-            fedkern.calibrated_ce(logits, make_target((3, 5)))
-
-
-@pytest.mark.parametrize("name", ["weight", "class_counts"])
-def test_constants_must_not_require_grad(name: str) -> None:
-    constant = torch.ones(5, requires_grad=True)
-    with pytest.raises(ValueError, match=f"{name} must not require grad"):
-        fedkern.calibrated_ce(make_logits((3, 5)), make_target((3, 5)), **{name: constant})
-
-
-def test_func_grad_equals_backward() -> None:
-    logits, target = make_logits((6, 5)), make_target((6, 5))
-    expected = logits.clone().requires_grad_()
-    fedkern.calibrated_ce(expected, target).backward()
-    actual = torch.func.grad(fedkern.calibrated_ce)(logits, target)
-    torch.testing.assert_close(actual, expected.grad)
-
-
-def test_compiles_without_a_graph_break() -> None:
-    logits, target = make_logits((6, 5)).requires_grad_(), make_target((6, 5))
-
-    def step(z: Tensor, y: Tensor) -> Tensor:
-        return 2 * fedkern.calibrated_ce(z * 1.5, y)
-
-    step(logits, target).backward()
-    expected, logits.grad = logits.grad, None
-    torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)(
-        logits, target
-    ).backward()
-    torch.testing.assert_close(logits.grad, expected)
-
-
-def test_no_grad_and_inference_mode_give_the_same_loss() -> None:
-    logits, target = make_logits((6, 5)).requires_grad_(), make_target((6, 5))
-    expected = fedkern.calibrated_ce(logits, target)
-    with torch.no_grad():
-        assert torch.equal(fedkern.calibrated_ce(logits, target), expected)
-    with torch.inference_mode():
-        assert torch.equal(fedkern.calibrated_ce(logits, target), expected)
-    assert expected.requires_grad
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_computes_in_float32(dtype: torch.dtype, device: str) -> None:
-    logits, target = make_logits((6, 5)).to(device, dtype), make_target((6, 5)).to(device)
-    expected = fedkern.calibrated_ce(logits.float(), target)
-    with torch.autocast(device, dtype=dtype):
-        actual = fedkern.calibrated_ce(logits, target)
-    assert actual.dtype == torch.float32
-    assert torch.equal(actual, expected)
-
-
-def test_opcheck() -> None:
-    op = torch.ops.fedkern.calibrated_ce.default
-    for shape, reduction in itertools.product([(5,), (3, 5), (2, 5, 3)], ["mean", "none"]):
-        logits, target = make_logits(shape), make_target(shape)
-        arguments = (target, make_weight(5), make_counts(5), "label", -100, reduction, 0.1)
-        torch.library.opcheck(op, (logits.requires_grad_(), *arguments))
-        torch.library.opcheck(op, (logits.detach(), target))
-        forward = torch.ops.fedkern.calibrated_ce_forward.default
-        for compute_gradient in (True, False):
-            torch.library.opcheck(forward, (logits.detach(), *arguments, compute_gradient))
-        _, gradient = forward(logits.detach(), *arguments, True)
-        upstream = torch.ones_like(target, dtype=torch.float64) if reduction == "none" else 1.0
-        torch.library.opcheck(
-            torch.ops.fedkern.calibrated_ce_backward.default,
-            (torch.as_tensor(upstream, dtype=torch.float64), gradient, target, -100),
-        )
-
-
 # ---- threads and CPU capabilities ---------------------------------------------------------------
 
 
@@ -692,36 +501,6 @@ def test_the_forced_capability_is_in_use() -> None:
     if expected not in CAPABILITIES:
         expected = "DEFAULT"
     assert fedkern.build_info()["cpu_capability"] == expected
-
-
-# ---- the module ---------------------------------------------------------------------------------
-
-
-def test_module_equals_function_and_keeps_its_tensors_in_the_state() -> None:
-    logits, target = make_logits((6, 5)), make_target((6, 5))
-    weight, counts = make_weight(5), make_counts(5)
-    module = fedkern.CalibratedCrossEntropyLoss(
-        weight, class_counts=counts, calibration="gradient", reduction="sum", label_smoothing=0.1
-    )
-    expected = fedkern.calibrated_ce(
-        logits,
-        target,
-        weight,
-        class_counts=counts,
-        calibration="gradient",
-        reduction="sum",
-        label_smoothing=0.1,
-    )
-    assert torch.equal(module(logits, target), expected)
-    assert set(module.state_dict()) == {"weight", "class_counts"}
-    assert not list(module.parameters())
-    assert torch.equal(copy.deepcopy(module)(logits, target), expected)
-    assert module.to(torch.float32).weight.dtype == torch.float32
-    assert "calibration='gradient'" in repr(module)
-
-    plain = fedkern.CalibratedCrossEntropyLoss()
-    assert torch.equal(plain(logits, target), fedkern.calibrated_ce(logits, target))
-    assert not plain.state_dict()
 
 
 # ---- bad input ----------------------------------------------------------------------------------

@@ -8,24 +8,49 @@
 
 namespace fedkern {
 
-// The dimension that holds the classes: 0 of an unbatched [C], else 1, as in cross_entropy.
-inline int64_t class_dim(const at::Tensor& input) { return input.dim() == 1 ? 0 : 1; }
+// The dimension that holds the classes. An ungrouped tensor is [C], [N, C] or [N, C, d1, ...], as
+// in cross_entropy; a grouped one is a stack of those, with the groups in front.
+inline int64_t class_dim(const at::Tensor& input, bool grouped) {
+  return (input.dim() > 1 + grouped ? 1 : 0) + grouped;
+}
 
-// The rows of `input` [C], [N, C] or [N, C, d1, ...], if (d1, ...) can be walked with one stride.
-inline std::optional<RowLayout> row_layout(const at::Tensor& input) {
-  if (input.dim() == 1) return RowLayout{1, 0, input.stride(0), 0};
-  RowLayout layout{1, input.stride(0), input.stride(1), 0};
-  for (int64_t d = input.dim() - 1; d >= 2; --d) {
-    if (input.size(d) == 1) continue;
+namespace detail {
+
+// The layout of a tensor whose dimensions are groups, samples, then `positions` ones; the caller
+// says which they are. None if (d1, d2, ...) cannot be walked with one stride.
+inline std::optional<RowLayout> row_layout(const at::Tensor& t, bool grouped, bool batched,
+                                           int64_t class_stride, int64_t first_position) {
+  RowLayout layout{1, 1, grouped ? t.stride(0) : 0, 0, class_stride, 0};
+  if (batched) {
+    layout.samples = t.size(grouped);
+    layout.batch_stride = t.stride(grouped);
+  }
+  for (int64_t d = t.dim() - 1; d >= first_position; --d) {
+    if (t.size(d) == 1) continue;
     if (layout.positions == 1) {
-      layout.position_stride = input.stride(d);
-    } else if (input.stride(d) != layout.positions * layout.position_stride) {
+      layout.position_stride = t.stride(d);
+    } else if (t.stride(d) != layout.positions * layout.position_stride) {
       return std::nullopt;
     }
-    layout.positions *= input.size(d);
+    layout.positions *= t.size(d);
   }
-  if (layout.positions == 0) layout.positions = 1;  // an empty tensor: no row is ever looked up
+  // An empty tensor has no row to look up, but nothing may be divided by zero.
+  if (layout.samples == 0) layout.samples = 1;
+  if (layout.positions == 0) layout.positions = 1;
   return layout;
+}
+
+}  // namespace detail
+
+// The rows of logits, or of their gradient.
+inline std::optional<RowLayout> row_layout(const at::Tensor& input, bool grouped) {
+  const int64_t dim = class_dim(input, grouped);
+  return detail::row_layout(input, grouped, dim > grouped, input.stride(dim), dim + 1);
+}
+
+// The elements of a tensor of target's shape, one a row.
+inline std::optional<RowLayout> element_layout(const at::Tensor& t, bool grouped) {
+  return detail::row_layout(t, grouped, t.dim() > grouped, 0, grouped + 1);
 }
 
 }  // namespace fedkern

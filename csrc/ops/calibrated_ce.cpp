@@ -4,161 +4,194 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/where.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
-#include <memory>
+#include <string>
 #include <tuple>
-#include <type_traits>
+
+#include "common/autograd_node.h"
+#include "common/vmap.h"
+#include "ops/calibrated_ce_backward.h"
+#include "ops/calibrated_ce_second_derivative.h"
 
 namespace fedkern {
-namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 // ---- the operators, called through the dispatcher ----------------------------------------------
 
+Tensor call_calibrated_ce(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                          const OptionalTensor& class_counts, c10::string_view calibration,
+                          int64_t ignore_index, c10::string_view reduction, double label_smoothing,
+                          bool grouped) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("fedkern::calibrated_ce", "")
+          .typed<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                        c10::string_view, int64_t, c10::string_view, double, bool)>();
+  return op.call(input, target, weight, class_counts, calibration, ignore_index, reduction,
+                 label_smoothing, grouped);
+}
+
+namespace {
+
 std::tuple<Tensor, Tensor> call_forward(const Tensor& input, const Tensor& target,
                                         const OptionalTensor& weight,
                                         const OptionalTensor& class_counts,
-                                        std::string_view calibration, int64_t ignore_index,
-                                        std::string_view reduction, double label_smoothing,
-                                        bool compute_gradient) {
+                                        c10::string_view calibration, int64_t ignore_index,
+                                        c10::string_view reduction, double label_smoothing,
+                                        bool grouped, bool compute_gradient) {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("fedkern::calibrated_ce_forward", "")
           .typed<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&,
                                             const OptionalTensor&, c10::string_view, int64_t,
-                                            c10::string_view, double, bool)>();
+                                            c10::string_view, double, bool, bool)>();
   return op.call(input, target, weight, class_counts, calibration, ignore_index, reduction,
-                 label_smoothing, compute_gradient);
-}
-
-Tensor call_backward(const Tensor& grad_loss, const Tensor& gradient, const Tensor& target,
-                     int64_t ignore_index) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fedkern::calibrated_ce_backward", "")
-                             .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t)>();
-  return op.call(grad_loss, gradient, target, ignore_index);
+                 label_smoothing, grouped, compute_gradient);
 }
 
 // ---- without autograd: any device --------------------------------------------------------------
 
 Tensor calibrated_ce(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                      const OptionalTensor& class_counts, c10::string_view calibration,
-                     int64_t ignore_index, c10::string_view reduction, double label_smoothing) {
+                     int64_t ignore_index, c10::string_view reduction, double label_smoothing,
+                     bool grouped) {
   return std::get<0>(call_forward(input, target, weight, class_counts, calibration, ignore_index,
-                                  reduction, label_smoothing, /*compute_gradient=*/false));
-}
-
-// The upstream gradient, one factor a row. Rows that are ignored have none: an upstream infinity or
-// nan, as a mean over no sample gives it, does not reach them.
-Tensor row_factors(const Tensor& grad_loss, const Tensor& gradient, const Tensor& target,
-                   int64_t ignore_index) {
-  const Tensor ignored = target.to(at::kLong).eq(ignore_index);
-  return at::where(ignored, 0, grad_loss.to(gradient.scalar_type())).unsqueeze(class_dim(gradient));
-}
-
-Tensor calibrated_ce_backward(const Tensor& grad_loss, const Tensor& gradient, const Tensor& target,
-                              int64_t ignore_index) {
-  return gradient.mul(row_factors(grad_loss, gradient, target, ignore_index));
+                                  reduction, label_smoothing, grouped,
+                                  /*compute_gradient=*/false));
 }
 
 std::tuple<Tensor, Tensor> calibrated_ce_forward_meta(
     const Tensor& input, const Tensor& target, const OptionalTensor& weight,
     const OptionalTensor& class_counts, c10::string_view calibration, int64_t,
-    c10::string_view reduction, double label_smoothing, bool compute_gradient) {
+    c10::string_view reduction, double label_smoothing, bool grouped, bool compute_gradient) {
   const auto options = check_calibrated_ce(input, target, weight, class_counts, calibration,
-                                           reduction, label_smoothing);
-  Tensor loss = options.reduction == Reduction::kNone
-                    ? at::empty_symint(target.sym_sizes(), input.options())
-                    : at::empty({}, input.options());
-  return {loss, compute_gradient ? at::empty_like(input) : at::empty({0}, input.options())};
+                                           reduction, label_smoothing, grouped);
+  return {at::empty_symint(loss_shape(target, options.reduction, grouped), input.options()),
+          compute_gradient ? at::empty_like(input) : at::empty({0}, input.options())};
 }
 
-// ---- autograd: a hand-written node, since it costs least and all of torch.func sees it ---------
+// ---- autograd: hand-written nodes, since they cost least and all of torch.func sees them --------
 
 namespace ag = torch::autograd;
 
-// Edge::function is a std::shared_ptr in older torch, a c10::intrusive_ptr in newer.
-template <class Node, class... Args>
-auto make_node(Args&&... args) {
-  if constexpr (std::is_same_v<decltype(ag::Edge::function), std::shared_ptr<ag::Node>>) {
-    return std::make_shared<Node>(std::forward<Args>(args)...);
-  } else {
-    return c10::make_intrusive<Node>(std::forward<Args>(args)...);
+// A call's arguments, kept for its derivatives.
+class SavedCall {
+ public:
+  SavedCall() = default;
+
+  explicit SavedCall(CalibratedCECall call)
+      : input_(call.input, /*is_output=*/false),
+        target_(call.target, false),
+        weight_(call.weight, false),
+        class_counts_(call.class_counts, false),
+        rest_(std::move(call)) {
+    rest_.input = rest_.target = rest_.weight = rest_.class_counts = Tensor();
   }
+
+  // What the first derivative needs. The input is not looked at: it may have been overwritten.
+  Tensor target() const { return target_.unpack(); }
+  int64_t ignore_index() const { return rest_.ignore_index; }
+  bool grouped() const { return rest_.grouped; }
+
+  CalibratedCECall unpack() const {
+    CalibratedCECall call = rest_;
+    call.input = input_.unpack();
+    call.target = target_.unpack();
+    call.weight = weight_.unpack();
+    call.class_counts = class_counts_.unpack();
+    return call;
+  }
+
+  void release() {
+    for (auto* saved : {&input_, &target_, &weight_, &class_counts_}) saved->reset_data();
+  }
+
+ private:
+  ag::SavedVariable input_, target_, weight_, class_counts_;
+  CalibratedCECall rest_;
+};
+
+// Of the gradient, which calibrated_ce_forward returns beside the loss.
+struct CalibratedCEGradientBackward : ag::Node {
+  SavedCall call_;
+
+  std::string name() const override { return "CalibratedCEGradientBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    call_.release();
+  }
+
+  ag::variable_list apply(ag::variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!grads[0].defined() || !task_should_compute_output(0)) return {Tensor()};
+    return {calibrated_ce_second_derivative(grads[0], call_.unpack())};
+  }
+};
+
+// The gradient as a function of the input, whose edge is `input`.
+Tensor with_history(const Tensor& gradient, CalibratedCECall call, ag::Edge input) {
+  // Not detach(): under nested transforms that would cut the outer ones' histories, too.
+  Tensor result = gradient.tensor_data();
+  auto node = make_node<CalibratedCEGradientBackward>();
+  node->add_next_edge(std::move(input));
+  node->call_ = SavedCall(std::move(call));
+  ag::set_history(result, node);
+  return result;
 }
 
-// Whether `t`, an ordinary tensor, is a scalar 1 that can be read without waiting for a device.
-bool is_readable_one(const Tensor& t) {
-  if (t.dim() != 0 || !t.device().is_cpu()) return false;
-  switch (t.scalar_type()) {
-    case at::kFloat:
-      return *t.const_data_ptr<float>() == 1;
-    case at::kDouble:
-      return *t.const_data_ptr<double>() == 1;
-    case at::kBFloat16:
-      return *t.const_data_ptr<c10::BFloat16>() == 1;
-    case at::kHalf:
-      return *t.const_data_ptr<c10::Half>() == 1;
-    default:
-      return false;
-  }
-}
-
+// Of the loss.
 struct CalibratedCEBackward : ag::Node {
-  ag::SavedVariable gradient_, target_;
-  int64_t ignore_index_ = 0;
+  ag::SavedVariable gradient_;
+  SavedCall call_;
 
   std::string name() const override { return "CalibratedCEBackward"; }
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
     gradient_.reset_data();
-    target_.reset_data();
+    call_.release();
   }
 
   ag::variable_list apply(ag::variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!grads[0].defined() || !task_should_compute_output(0)) return {Tensor()};
+    const Tensor& grad_loss = grads[0];
+    if (!grad_loss.defined() || !task_should_compute_output(0)) return {Tensor()};
     Tensor gradient = gradient_.unpack();
-    const Tensor target = target_.unpack();
-    const bool create_graph = c10::GradMode::is_enabled();
+    const Tensor target = call_.target();
+    if (c10::GradMode::is_enabled()) {
+      gradient = with_history(gradient, call_.unpack(), next_edge(0));
+      return {call_backward(grad_loss, gradient, target, call_.ignore_index(), call_.grouped())};
+    }
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-
-    // The saved gradient is given away, or scaled where it lies, only by the last backward through
+    // The saved gradient is given away, scaled where it lies, only by the last backward through
     // here, and only if nobody else holds it.
-    if (!create_graph && !ag::get_current_graph_task_keep_graph() &&
-        !at::isTensorSubclassLike(gradient) && !at::isTensorSubclassLike(grads[0])) {
+    if (!ag::get_current_graph_task_keep_graph() && !at::isTensorSubclassLike(gradient) &&
+        !at::isTensorSubclassLike(grad_loss)) {
       gradient_.reset_data();
-      if (gradient.use_count() == 1) {
-        if (!is_readable_one(grads[0])) {
-          gradient.mul_(row_factors(grads[0], gradient, target, ignore_index_));
-        }
+      if (gradient.use_count() == 1 && gradient.storage().use_count() == 1) {
+        call_backward_(gradient, grad_loss, target, call_.ignore_index(), call_.grouped());
         return {std::move(gradient)};
       }
     }
-    Tensor result = call_backward(grads[0], gradient, target, ignore_index_);
-    if (!create_graph) return {std::move(result)};
-    ag::set_history(result,
-                    make_node<ag::Error>("calibrated_ce: second derivatives are not implemented",
-                                         ag::edge_list{next_edge(0)}));
-    return {std::move(result)};
+    return {call_backward(grad_loss, gradient, target, call_.ignore_index(), call_.grouped())};
   }
 };
 
-Tensor calibrated_ce_autograd(const Tensor& input, const Tensor& target,
-                              const OptionalTensor& weight, const OptionalTensor& class_counts,
-                              c10::string_view calibration, int64_t ignore_index,
-                              c10::string_view reduction, double label_smoothing) {
+std::tuple<Tensor, Tensor> forward_with_history(const Tensor& input, const Tensor& target,
+                                                const OptionalTensor& weight,
+                                                const OptionalTensor& class_counts,
+                                                c10::string_view calibration, int64_t ignore_index,
+                                                c10::string_view reduction, double label_smoothing,
+                                                bool grouped, bool return_gradient) {
   for (const OptionalTensor* constant : {&weight, &class_counts}) {
     TORCH_CHECK_VALUE(!*constant || !ag::compute_requires_grad(**constant),
                       "calibrated_ce: ", constant == &weight ? "weight" : "class_counts",
@@ -172,17 +205,44 @@ Tensor calibrated_ce_autograd(const Tensor& input, const Tensor& target,
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     std::tie(loss, gradient) =
         call_forward(input, target, weight, class_counts, calibration, ignore_index, reduction,
-                     label_smoothing, /*compute_gradient=*/requires_grad);
+                     label_smoothing, grouped, requires_grad || return_gradient);
   }
-  if (requires_grad) {
-    auto node = make_node<CalibratedCEBackward>();
-    node->set_next_edges(ag::collect_next_edges(input));
-    node->gradient_ = ag::SavedVariable(gradient, /*is_output=*/false);
-    node->target_ = ag::SavedVariable(target, /*is_output=*/false);
-    node->ignore_index_ = ignore_index;
-    ag::set_history(loss, node);
-  }
-  return loss;
+  if (!requires_grad) return {loss, gradient};
+
+  const CalibratedCECall call{input,
+                              target,
+                              weight.value_or(Tensor()),
+                              class_counts.value_or(Tensor()),
+                              parse_options(calibration, reduction),
+                              ignore_index,
+                              label_smoothing,
+                              grouped};
+  auto node = make_node<CalibratedCEBackward>();
+  node->set_next_edges(ag::collect_next_edges(input));
+  node->gradient_ = ag::SavedVariable(gradient, /*is_output=*/false);
+  node->call_ = SavedCall(call);
+  if (return_gradient) gradient = with_history(gradient, call, node->next_edge(0));
+  ag::set_history(loss, node);
+  return {loss, gradient};
+}
+
+Tensor calibrated_ce_autograd(const Tensor& input, const Tensor& target,
+                              const OptionalTensor& weight, const OptionalTensor& class_counts,
+                              c10::string_view calibration, int64_t ignore_index,
+                              c10::string_view reduction, double label_smoothing, bool grouped) {
+  return std::get<0>(forward_with_history(input, target, weight, class_counts, calibration,
+                                          ignore_index, reduction, label_smoothing, grouped,
+                                          /*return_gradient=*/false));
+}
+
+std::tuple<Tensor, Tensor> calibrated_ce_forward_autograd(
+    const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+    const OptionalTensor& class_counts, c10::string_view calibration, int64_t ignore_index,
+    c10::string_view reduction, double label_smoothing, bool grouped, bool compute_gradient) {
+  auto [loss, gradient] =
+      forward_with_history(input, target, weight, class_counts, calibration, ignore_index,
+                           reduction, label_smoothing, grouped, compute_gradient);
+  return {loss, compute_gradient ? gradient : at::empty({0}, input.options())};
 }
 
 // ---- autocast: float32, as cross_entropy -------------------------------------------------------
@@ -195,15 +255,43 @@ template <c10::DispatchKey kAutocast>
 Tensor calibrated_ce_autocast(const Tensor& input, const Tensor& target,
                               const OptionalTensor& weight, const OptionalTensor& class_counts,
                               c10::string_view calibration, int64_t ignore_index,
-                              c10::string_view reduction, double label_smoothing) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("fedkern::calibrated_ce", "")
-          .typed<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
-                        c10::string_view, int64_t, c10::string_view, double)>();
+                              c10::string_view reduction, double label_smoothing, bool grouped) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(kAutocast);
-  return op.call(to_float32(input), target, weight, class_counts, calibration, ignore_index,
-                 reduction, label_smoothing);
+  return call_calibrated_ce(to_float32(input), target, weight, class_counts, calibration,
+                            ignore_index, reduction, label_smoothing, grouped);
+}
+
+// ---- vmap --------------------------------------------------------------------------------------
+
+Tensor calibrated_ce_vmap(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                          const OptionalTensor& class_counts, c10::string_view calibration,
+                          int64_t ignore_index, c10::string_view reduction, double label_smoothing,
+                          bool grouped) {
+  const VmapCall vmap(grouped, {input, target, weight, class_counts});
+  if (!vmap.maps()) {
+    return call_calibrated_ce(input, target, weight, class_counts, calibration, ignore_index,
+                              reduction, label_smoothing, grouped);
+  }
+  return vmap.mapped(call_calibrated_ce(vmap.grouped(input), vmap.grouped(target),
+                                        vmap.class_vector(weight), vmap.class_vector(class_counts),
+                                        calibration, ignore_index, reduction, label_smoothing,
+                                        /*grouped=*/true));
+}
+
+std::tuple<Tensor, Tensor> calibrated_ce_forward_vmap(
+    const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+    const OptionalTensor& class_counts, c10::string_view calibration, int64_t ignore_index,
+    c10::string_view reduction, double label_smoothing, bool grouped, bool compute_gradient) {
+  const VmapCall vmap(grouped, {input, target, weight, class_counts});
+  if (!vmap.maps()) {
+    return call_forward(input, target, weight, class_counts, calibration, ignore_index, reduction,
+                        label_smoothing, grouped, compute_gradient);
+  }
+  const auto [loss, gradient] =
+      call_forward(vmap.grouped(input), vmap.grouped(target), vmap.class_vector(weight),
+                   vmap.class_vector(class_counts), calibration, ignore_index, reduction,
+                   label_smoothing, /*grouped=*/true, compute_gradient);
+  return {vmap.mapped(loss), compute_gradient ? vmap.mapped(gradient) : gradient};
 }
 
 }  // namespace
@@ -211,13 +299,13 @@ Tensor calibrated_ce_autocast(const Tensor& input, const Tensor& target,
 
 TORCH_LIBRARY_IMPL(fedkern, CompositeExplicitAutograd, m) {
   m.impl("calibrated_ce", TORCH_FN(fedkern::calibrated_ce));
-  m.impl("calibrated_ce_backward", TORCH_FN(fedkern::calibrated_ce_backward));
 }
 TORCH_LIBRARY_IMPL(fedkern, Meta, m) {
   m.impl("calibrated_ce_forward", TORCH_FN(fedkern::calibrated_ce_forward_meta));
 }
 TORCH_LIBRARY_IMPL(fedkern, Autograd, m) {
   m.impl("calibrated_ce", TORCH_FN(fedkern::calibrated_ce_autograd));
+  m.impl("calibrated_ce_forward", TORCH_FN(fedkern::calibrated_ce_forward_autograd));
 }
 TORCH_LIBRARY_IMPL(fedkern, AutocastCPU, m) {
   m.impl("calibrated_ce", TORCH_FN(fedkern::calibrated_ce_autocast<c10::DispatchKey::AutocastCPU>));
@@ -225,4 +313,8 @@ TORCH_LIBRARY_IMPL(fedkern, AutocastCPU, m) {
 TORCH_LIBRARY_IMPL(fedkern, AutocastCUDA, m) {
   m.impl("calibrated_ce",
          TORCH_FN(fedkern::calibrated_ce_autocast<c10::DispatchKey::AutocastCUDA>));
+}
+TORCH_LIBRARY_IMPL(fedkern, FuncTorchBatched, m) {
+  m.impl("calibrated_ce", TORCH_FN(fedkern::calibrated_ce_vmap));
+  m.impl("calibrated_ce_forward", TORCH_FN(fedkern::calibrated_ce_forward_vmap));
 }

@@ -9,8 +9,10 @@
 //                 None: the histogram of this call's labels
 //   loss          input's dtype; [] for "mean" and "sum", target's shape for "none"
 //   gradient      of the (reduced) loss by input: input's shape, dtype and (dense) strides. The
-//   mean's
-//                 denominator is in it, so backward only multiplies by the upstream gradient
+//                 mean's denominator is in it, so backward only multiplies by the upstream gradient
+//
+// grouped: input and target are stacks of G independent calls, [G, ...], and so are the results;
+// weight and class_counts are [C], for all of them, or [G, C].
 //
 // Rows whose label is ignore_index count for nothing, wherever ignore_index lies. An empty mean is
 // nan. Accumulates in float32 (float64 for float64). The bits do not depend on the number of
@@ -30,6 +32,13 @@
 
 namespace fedkern {
 
+// The operator, called through the dispatcher.
+at::Tensor call_calibrated_ce(const at::Tensor& input, const at::Tensor& target,
+                              const std::optional<at::Tensor>& weight,
+                              const std::optional<at::Tensor>& class_counts,
+                              std::string_view calibration, int64_t ignore_index,
+                              std::string_view reduction, double label_smoothing, bool grouped);
+
 struct CalibratedCEOptions {
   Calibration calibration;
   Reduction reduction;
@@ -38,62 +47,24 @@ struct CalibratedCEOptions {
 namespace detail {
 
 inline void check_class_vector(const std::optional<at::Tensor>& vector, const char* name,
-                               const at::Tensor& input) {
+                               const at::Tensor& input, bool grouped) {
   if (!vector) return;
-  const auto num_classes = input.sym_size(class_dim(input));
-  TORCH_CHECK_VALUE(vector->dim() == 1 && vector->sym_size(0) == num_classes,
-                    "calibrated_ce: ", name, " must have one entry per class, [", num_classes,
-                    "], got shape ", vector->sym_sizes());
+  const auto num_classes = input.sym_size(class_dim(input, grouped));
+  const bool shared = vector->dim() == 1 && vector->sym_size(0) == num_classes;
+  const bool of_groups = grouped && vector->dim() == 2 &&
+                         vector->sym_size(0) == input.sym_size(0) &&
+                         vector->sym_size(1) == num_classes;
+  TORCH_CHECK_VALUE(shared || of_groups, "calibrated_ce: ", name,
+                    " must have one entry per class, [", num_classes, "], got shape ",
+                    vector->sym_sizes());
   TORCH_CHECK_VALUE(vector->device() == input.device(), "calibrated_ce: ", name,
                     " must be on input's device, ", input.device(), ", got ", vector->device());
 }
 
 }  // namespace detail
 
-// Every backend's first line. Shapes may be symbolic; the contents of tensors are not looked at.
-inline CalibratedCEOptions check_calibrated_ce(const at::Tensor& input, const at::Tensor& target,
-                                               const std::optional<at::Tensor>& weight,
-                                               const std::optional<at::Tensor>& class_counts,
-                                               std::string_view calibration,
-                                               std::string_view reduction, double label_smoothing) {
-  const auto dtype = input.scalar_type();
-  TORCH_CHECK_TYPE(
-      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
-      "calibrated_ce: input must be float32, float64, bfloat16 or float16, got ", dtype);
-  TORCH_CHECK_VALUE(input.dim() >= 1,
-                    "calibrated_ce: input must have shape (C), (N, C) or (N, C, d1, ...), got ()");
-  TORCH_CHECK_TYPE(!target.is_floating_point(),
-                   "calibrated_ce: target must hold class indices (an integer dtype), got ",
-                   target.scalar_type(), "; class probabilities are not supported");
-  TORCH_CHECK_TYPE(at::isIntegralType(target.scalar_type(), /*includeBool=*/false),
-                   "calibrated_ce: target must hold class indices (an integer dtype), got ",
-                   target.scalar_type());
-  TORCH_CHECK_VALUE(target.device() == input.device(),
-                    "calibrated_ce: target must be on input's device, ", input.device(), ", got ",
-                    target.device());
-
-  c10::SymDimVector expected;
-  for (int64_t d = 0; d < input.dim(); ++d) {
-    if (d != class_dim(input)) expected.push_back(input.sym_size(d));
-  }
-  TORCH_CHECK_VALUE(target.sym_sizes() == c10::SymIntArrayRef(expected),
-                    "calibrated_ce: target must have input's shape without the class dimension, ",
-                    c10::SymIntArrayRef(expected), ", got ", target.sym_sizes());
-  TORCH_CHECK_VALUE(input.sym_size(class_dim(input)) >= 1,
-                    "calibrated_ce: input must have at least one class, got shape ",
-                    input.sym_sizes());
-
-  detail::check_class_vector(weight, "weight", input);
-  detail::check_class_vector(class_counts, "class_counts", input);
-  TORCH_CHECK_TYPE(!weight || weight->is_floating_point(),
-                   "calibrated_ce: weight must be floating, got ", weight->scalar_type());
-  TORCH_CHECK_TYPE(!class_counts || class_counts->is_floating_point() ||
-                       at::isIntegralType(class_counts->scalar_type(), /*includeBool=*/false),
-                   "calibrated_ce: class_counts must be real, got ", class_counts->scalar_type());
-
-  TORCH_CHECK_VALUE(label_smoothing >= 0 && label_smoothing <= 1,
-                    "calibrated_ce: label_smoothing must be in [0, 1], got ", label_smoothing);
-
+// The options behind their names.
+inline CalibratedCEOptions parse_options(std::string_view calibration, std::string_view reduction) {
   CalibratedCEOptions options{};
   if (calibration == "label") {
     options.calibration = Calibration::kLabel;
@@ -116,21 +87,78 @@ inline CalibratedCEOptions check_calibrated_ce(const at::Tensor& input, const at
   return options;
 }
 
+// Every backend's first line. Shapes may be symbolic; the contents of tensors are not looked at.
+inline CalibratedCEOptions check_calibrated_ce(const at::Tensor& input, const at::Tensor& target,
+                                               const std::optional<at::Tensor>& weight,
+                                               const std::optional<at::Tensor>& class_counts,
+                                               std::string_view calibration,
+                                               std::string_view reduction, double label_smoothing,
+                                               bool grouped) {
+  const auto dtype = input.scalar_type();
+  TORCH_CHECK_TYPE(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
+      "calibrated_ce: input must be float32, float64, bfloat16 or float16, got ", dtype);
+  TORCH_CHECK_VALUE(input.dim() >= 1 + grouped,
+                    "calibrated_ce: input must have shape (C), (N, C) or (N, C, d1, ...), got ",
+                    input.sym_sizes());
+  TORCH_CHECK_TYPE(!target.is_floating_point(),
+                   "calibrated_ce: target must hold class indices (an integer dtype), got ",
+                   target.scalar_type(), "; class probabilities are not supported");
+  TORCH_CHECK_TYPE(at::isIntegralType(target.scalar_type(), /*includeBool=*/false),
+                   "calibrated_ce: target must hold class indices (an integer dtype), got ",
+                   target.scalar_type());
+  TORCH_CHECK_VALUE(target.device() == input.device(),
+                    "calibrated_ce: target must be on input's device, ", input.device(), ", got ",
+                    target.device());
+
+  c10::SymDimVector expected;
+  for (int64_t d = 0; d < input.dim(); ++d) {
+    if (d != class_dim(input, grouped)) expected.push_back(input.sym_size(d));
+  }
+  TORCH_CHECK_VALUE(target.sym_sizes() == c10::SymIntArrayRef(expected),
+                    "calibrated_ce: target must have input's shape without the class dimension, ",
+                    c10::SymIntArrayRef(expected), ", got ", target.sym_sizes());
+  TORCH_CHECK_VALUE(input.sym_size(class_dim(input, grouped)) >= 1,
+                    "calibrated_ce: input must have at least one class, got shape ",
+                    input.sym_sizes());
+
+  detail::check_class_vector(weight, "weight", input, grouped);
+  detail::check_class_vector(class_counts, "class_counts", input, grouped);
+  TORCH_CHECK_TYPE(!weight || weight->is_floating_point(),
+                   "calibrated_ce: weight must be floating, got ", weight->scalar_type());
+  TORCH_CHECK_TYPE(!class_counts || class_counts->is_floating_point() ||
+                       at::isIntegralType(class_counts->scalar_type(), /*includeBool=*/false),
+                   "calibrated_ce: class_counts must be real, got ", class_counts->scalar_type());
+
+  TORCH_CHECK_VALUE(label_smoothing >= 0 && label_smoothing <= 1,
+                    "calibrated_ce: label_smoothing must be in [0, 1], got ", label_smoothing);
+
+  return parse_options(calibration, reduction);
+}
+
+// The shape of the loss.
+inline c10::SymDimVector loss_shape(const at::Tensor& target, Reduction reduction, bool grouped) {
+  const auto shape = target.sym_sizes();
+  return c10::SymDimVector(shape.begin(),
+                           reduction == Reduction::kNone ? shape.end() : shape.begin() + grouped);
+}
+
 // Every backend's last line: allocates loss and gradient and calls run(logits, loss, gradient) with
 // tensors that have a RowLayout; gradient is undefined where none is wanted. Copies only layouts
 // that no operator makes in passing (d1, d2, ... out of order).
 template <typename Run>
 std::tuple<at::Tensor, at::Tensor> allocate_and_run(const at::Tensor& input,
                                                     const at::Tensor& target, Reduction reduction,
-                                                    bool compute_gradient, const Run& run) {
-  at::Tensor loss = reduction == Reduction::kNone ? at::empty(target.sizes(), input.options())
-                                                  : at::empty({}, input.options());
+                                                    bool grouped, bool compute_gradient,
+                                                    const Run& run) {
+  const int64_t loss_dim = reduction == Reduction::kNone ? target.dim() : grouped;
+  at::Tensor loss = at::empty(target.sizes().slice(0, loss_dim), input.options());
   at::Tensor gradient = compute_gradient ? at::empty_like(input) : at::empty({0}, input.options());
   at::Tensor written;
   if (compute_gradient) {
-    written = row_layout(gradient) ? gradient : at::empty(input.sizes(), input.options());
+    written = row_layout(gradient, grouped) ? gradient : at::empty(input.sizes(), input.options());
   }
-  run(row_layout(input) ? input : input.contiguous(), loss, written);
+  run(row_layout(input, grouped) ? input : input.contiguous(), loss, written);
   if (compute_gradient && !written.is_same(gradient)) gradient.copy_(written);
   return {loss, gradient};
 }

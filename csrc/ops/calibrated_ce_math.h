@@ -32,6 +32,20 @@ struct RowSums {
   T v;  // sum w_c d_c; only label smoothing needs it
 };
 
+template <typename T>
+FEDKERN_HOST_DEVICE T zero_or_product(T factor, T value) {
+  return factor == T(0) ? T(0) : factor * value;
+}
+
+// The same sums when the maximum moves: by = the old maximum - the new one, factor = exp(by).
+// `weight` is the sum of w_c over the classes in the sums. A maximum of -inf, of classes that are all
+// masked, counts as 0: then s, a and b are 0, whatever the factor.
+template <typename T>
+FEDKERN_HOST_DEVICE RowSums<T> shifted(const RowSums<T>& sums, T by, T factor, T weight) {
+  return {zero_or_product(sums.s, factor), zero_or_product(sums.a, factor),
+          zero_or_product(sums.b + sums.a * by, factor), sums.v + weight * by};
+}
+
 // What is the same for all rows of a call.
 struct LabelSmoothing {
   double at_label;    // 1 - eps
@@ -47,11 +61,6 @@ FEDKERN_HOST_DEVICE T counts_unit(T largest) {
   std::frexp(largest, &exponent);
   if (exponent < -120) exponent = -120;  // of subnormal counts: what float can hold the inverse of
   return largest > T(0) ? std::ldexp(T(1), -exponent) : T(1);
-}
-
-template <typename T>
-FEDKERN_HOST_DEVICE T zero_or_product(T factor, T value) {
-  return factor == T(0) ? T(0) : factor * value;
 }
 
 // The loss, with log p_c = d_c - log s and r_c = -(n_c - n_y) / n_y put into its definition.

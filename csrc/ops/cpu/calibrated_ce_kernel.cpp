@@ -175,38 +175,37 @@ inline void finish_gradient(T* e, int64_t label, const GradientCoefficients<T>& 
 
 // Returns the row's unreduced loss; leaves its gradient in `g` (which may be z) unless `g` is null.
 template <bool kWeighted, typename scalar_t, typename T = accumulate_t<scalar_t>>
-inline double run_row(const CalibratedCEArguments<scalar_t>& arguments, int64_t label, const T* z,
-                      T* g) {
+inline double run_row(const CalibratedCEArguments<scalar_t>& arguments,
+                      const CalibratedCEGroup<T>& group, int64_t label, const T* z, T* g) {
   const int64_t num_classes = arguments.num_classes;
   if (label == arguments.ignore_index) {
     for (int64_t c = 0; g && c < num_classes; ++c) g[c] = T(0);
     return 0;
   }
-  const T n_y = arguments.n[label];
-  const T w_y = kWeighted ? arguments.w[label] : T(1);
+  const T n_y = group.n[label];
+  const T w_y = kWeighted ? group.w[label] : T(1);
   const T maximum = row_maximum(z, num_classes);
   const T d_y = z[label] - maximum;  // read before g, which may be z, is written
   const RowSums<double> sums =
-      exponentiate_row<kWeighted>(z, g, maximum, n_y, arguments.n, arguments.w, num_classes);
+      exponentiate_row<kWeighted>(z, g, maximum, n_y, group.n, group.w, num_classes);
   if (g) {
     const auto k = rounded<T>(gradient_coefficients(arguments.calibration, sums, n_y, w_y,
-                                                    arguments.smoothing, arguments.factor));
+                                                    group.smoothing, group.factor));
     if (arguments.calibration == Calibration::kLabel) {
-      finish_gradient<Calibration::kLabel, kWeighted>(g, label, k, arguments.n, arguments.w,
-                                                      num_classes);
+      finish_gradient<Calibration::kLabel, kWeighted>(g, label, k, group.n, group.w, num_classes);
     } else {
-      finish_gradient<Calibration::kGradient, kWeighted>(g, label, k, arguments.n, arguments.w,
+      finish_gradient<Calibration::kGradient, kWeighted>(g, label, k, group.n, group.w,
                                                          num_classes);
     }
   }
-  return row_loss(sums, d_y, n_y, w_y, arguments.smoothing);
+  return row_loss(sums, d_y, n_y, w_y, group.smoothing);
 }
 
 // ---- all rows ----------------------------------------------------------------------------------
 
 template <bool kWeighted, typename scalar_t, typename T = accumulate_t<scalar_t>>
-inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments, int64_t begin, int64_t end,
-                       T* scratch) {
+inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments,
+                       const CalibratedCEGroup<T>& group, int64_t begin, int64_t end, T* scratch) {
   const int64_t num_classes = arguments.num_classes;
   const RowLayout& from = arguments.logits_layout;
   const RowLayout& to = arguments.gradient_layout;
@@ -222,10 +221,10 @@ inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments, int64_t
       const scalar_t* z = arguments.logits + from.offset(row);
       scalar_t* g = arguments.gradient ? arguments.gradient + to.offset(row) : nullptr;
       if constexpr (std::is_same_v<scalar_t, T>) {
-        finish(row, run_row<kWeighted>(arguments, arguments.target[row], z, g));
+        finish(row, run_row<kWeighted>(arguments, group, arguments.target[row], z, g));
       } else {
         load_row(z, scratch, num_classes);
-        finish(row, run_row<kWeighted>(arguments, arguments.target[row], scratch,
+        finish(row, run_row<kWeighted>(arguments, group, arguments.target[row], scratch,
                                        g ? scratch : nullptr));
         if (g) store_row(scratch, g, num_classes);
       }
@@ -243,8 +242,8 @@ inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments, int64_t
     for (int64_t i = 0; i < rows; ++i) {
       T* z = scratch + i * num_classes;
       finish(row + i,
-             run_row<kWeighted>(arguments, arguments.target[row + i], static_cast<const T*>(z),
-                                arguments.gradient ? z : nullptr));
+             run_row<kWeighted>(arguments, group, arguments.target[row + i],
+                                static_cast<const T*>(z), arguments.gradient ? z : nullptr));
     }
     if (arguments.gradient) {
       scatter(scratch, rows, num_classes, to, arguments.gradient + to.offset(row));
@@ -255,10 +254,11 @@ inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments, int64_t
 }
 
 template <typename scalar_t>
-double run(const CalibratedCEArguments<scalar_t>& arguments, int64_t begin, int64_t end,
+double run(const CalibratedCEArguments<scalar_t>& arguments,
+           const CalibratedCEGroup<accumulate_t<scalar_t>>& group, int64_t begin, int64_t end,
            accumulate_t<scalar_t>* scratch) {
-  return arguments.w ? run_rows<true>(arguments, begin, end, scratch)
-                     : run_rows<false>(arguments, begin, end, scratch);
+  return group.w ? run_rows<true>(arguments, group, begin, end, scratch)
+                 : run_rows<false>(arguments, group, begin, end, scratch);
 }
 
 }  // namespace

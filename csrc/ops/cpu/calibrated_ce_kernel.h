@@ -14,22 +14,23 @@
 
 namespace fedkern {
 
+// What one group's rows share.
+template <typename T>
+struct CalibratedCEGroup {
+  const T* n;  // [C] class counts
+  const T* w;  // [C] class weights, or null: neither weights nor label smoothing
+  LabelSmoothing smoothing;
+  double factor;  // 1 over the mean's denominator, else 1
+};
+
 template <typename scalar_t>
 struct CalibratedCEArguments {
-  using T = accumulate_t<scalar_t>;
-
   const scalar_t* logits;
   RowLayout logits_layout;
   const int64_t* target;  // one label a row, in row order
   int64_t num_classes;
-
-  const T* n;  // [C] class counts
-  const T* w;  // [C] class weights, or null: neither weights nor label smoothing
-
   Calibration calibration;
-  LabelSmoothing smoothing;
   int64_t ignore_index;
-  double factor;  // 1 over the mean's denominator, else 1
 
   scalar_t* row_loss;  // [rows] or null
   scalar_t* gradient;  // or null
@@ -51,9 +52,11 @@ calibrated_ce_scratch_rows(const CalibratedCEArguments<scalar_t>& arguments) {
   return sizeof(scalar_t) < sizeof(accumulate_t<scalar_t>) ? 1 : 0;
 }
 
-// Rows [begin, end): writes their losses and gradients, returns the sum of their losses, unscaled.
+// Rows [begin, end), all of one group: writes their losses and gradients, returns the sum of their
+// losses, unscaled.
 template <typename scalar_t>
-using CalibratedCERun = double (*)(const CalibratedCEArguments<scalar_t>&, int64_t begin,
+using CalibratedCERun = double (*)(const CalibratedCEArguments<scalar_t>&,
+                                   const CalibratedCEGroup<accumulate_t<scalar_t>>&, int64_t begin,
                                    int64_t end, accumulate_t<scalar_t>* scratch);
 
 using CalibratedCEKernels = std::tuple<CalibratedCERun<float>, CalibratedCERun<double>,

@@ -23,13 +23,18 @@ void count_range(const char* op, const int64_t* labels, int64_t begin, int64_t e
   }
 }
 
-at::Tensor class_counts_cpu(const at::Tensor& target, int64_t num_classes, int64_t ignore_index) {
-  check_class_counts(target, num_classes);
+at::Tensor class_counts_cpu(const at::Tensor& target, int64_t num_classes, int64_t ignore_index,
+                            bool grouped) {
+  check_class_counts(target, num_classes, grouped);
   const at::Tensor labels = target.to(at::kLong).contiguous();
-  at::Tensor counts = at::zeros({num_classes}, labels.options());
-  count_labels_cpu("class_counts", labels.const_data_ptr<int64_t>(), labels.numel(), num_classes,
-                   ignore_index, counts.mutable_data_ptr<int64_t>());
-  return counts;
+  const int64_t groups = grouped ? target.size(0) : 1;
+  at::Tensor counts = at::zeros({groups, num_classes}, labels.options());
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t size = labels.numel() / groups;
+    count_labels_cpu("class_counts", labels.const_data_ptr<int64_t>() + g * size, size, num_classes,
+                     ignore_index, counts.mutable_data_ptr<int64_t>() + g * num_classes);
+  }
+  return grouped ? counts : counts.squeeze(0);
 }
 
 }  // namespace
