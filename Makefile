@@ -1,4 +1,5 @@
-# fedkern: what a developer runs. Everything goes through the virtual environment in .venv.
+# fedkern: what a developer runs. Everything goes through the virtual environment in .venv, but for
+# gpu-check: it runs where no such thing can be set up.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,8 +9,19 @@ DEMO_OUT ?= runs/demo
 ARCHITECTURE = $(shell $(BIN)/python -c "import torch; c = torch.cuda; print('%d%d' % c.get_device_capability() if c.is_available() else 80)")
 CUDA_ARCHITECTURES = $(ARCHITECTURE)-real;$(ARCHITECTURE)-virtual
 
+# gpu-check: which part (build, tests, sanitize, bench or all), where its results go, what commit this
+# is where git cannot tell, and the wheels of packages that the machine's Python lacks
+PART ?= all
+RESULTS ?= build/gpu_check/results
+COMMIT ?=
+WHEELS ?= build/gpu_wheels
+# gpu-wheels: for which Python and platforms, and what a machine with torch has anyhow (and is heavy)
+WHEELS_PYTHON ?= 3.12
+WHEELS_PLATFORMS ?= manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
+WHEELS_SKIP ?= numpy scipy scikit-learn matplotlib torchmetrics pillow cmake
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test bench cuda-check gpu-check gpu-wheels lint format clean
 
 help:  ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -22,13 +34,18 @@ $(VENV)/torch: $(BIN)/python
 	touch $@
 
 # The package is built again whenever something that is compiled has changed.
-SOURCES := $(shell find csrc build_support -type f -not -name '*.pyc') CMakeLists.txt setup.py pyproject.toml
+SOURCES := $(shell find csrc -type f) $(addprefix build_support/,backend.py torch_probe.py) \
+  CMakeLists.txt setup.py pyproject.toml
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	FEDKERN_CUDA_ARCHITECTURES="$${FEDKERN_CUDA_ARCHITECTURES:-$(CUDA_ARCHITECTURES)}" $(PIP) install --editable '.[test]'
 	touch $@
 
 $(VENV)/lint: $(VENV)/installed
 	$(PIP) install 'ruff>=0.17' 'mypy>=2' 'clang-format>=20' 'scikit-build-core>=0.10'
+	touch $@
+
+$(VENV)/cmake: $(VENV)/installed
+	$(PIP) install cmake ninja
 	touch $@
 
 demo: $(VENV)/installed  ## Compare FedAvg and FedGA on the embedded digits, three seeds (sets up first)
@@ -41,6 +58,16 @@ test: $(VENV)/installed  ## Run the tests (sets up first); ARGS="-k name" choose
 
 bench: $(VENV)/installed  ## Run the benchmarks; rows are appended to benchmarks/results/
 	$(BIN)/python -m pytest benchmarks -q -s -o python_files='bench_*.py' $(ARGS)
+
+cuda-check: $(VENV)/cmake  ## Compile the CUDA kernels for every architecture, run them in the emulator: no GPU needed
+	$(BIN)/python build_support/cuda_check.py
+
+gpu-check:  ## On a GPU, without network: build, test, sanitize, benchmark; PART=tests runs one
+	$(PYTHON) build_support/gpu_check.py --part '$(PART)' --results '$(RESULTS)' --commit '$(COMMIT)' --wheels '$(WHEELS)'
+
+gpu-wheels: $(VENV)/installed  ## Fetch into WHEELS what gpu-check needs beside torch
+	$(BIN)/python build_support/gpu_wheels.py --out '$(WHEELS)' --python $(WHEELS_PYTHON) \
+	  --platform $(WHEELS_PLATFORMS) --skip $(WHEELS_SKIP)
 
 lint: $(VENV)/lint  ## Check style and types: ruff, mypy, clang-format
 	$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """Keeps benchmark results: rows of JSON with what is needed to compare them later."""
 
 import json
+import os
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -15,7 +16,12 @@ ROOT = Path(__file__).parent
 
 
 def _commit() -> str:
-    """The commit that was measured, with a + where files differ from it."""
+    """The commit that was measured, with a + where files differ from it.
+
+    FEDKERN_COMMIT names it where there is no repository.
+    """
+    if os.environ.get("FEDKERN_COMMIT"):
+        return os.environ["FEDKERN_COMMIT"]
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=10"],
