@@ -44,10 +44,6 @@ $(VENV)/lint: $(VENV)/installed
 	$(PIP) install 'ruff>=0.17' 'mypy>=2' 'clang-format>=20' 'scikit-build-core>=0.10'
 	touch $@
 
-$(VENV)/cmake: $(VENV)/installed
-	$(PIP) install cmake ninja
-	touch $@
-
 demo: $(VENV)/installed  ## Compare FedAvg and FedGA on the embedded digits, three seeds (sets up first)
 	$(BIN)/fedkern info
 	$(BIN)/fedkern compare fedavg fedga --dataset digits --seeds 3 --overwrite --out $(DEMO_OUT)
@@ -59,7 +55,7 @@ test: $(VENV)/installed  ## Run the tests (sets up first); ARGS="-k name" choose
 bench: $(VENV)/installed  ## Run the benchmarks; rows are appended to benchmarks/results/
 	$(BIN)/python -m pytest benchmarks -q -s -o python_files='bench_*.py' $(ARGS)
 
-cuda-check: $(VENV)/cmake  ## Compile the CUDA kernels for every architecture, run them in the emulator: no GPU needed
+cuda-check: $(VENV)/installed  ## Compile the CUDA kernels for every architecture, run them in the emulator: no GPU needed
 	$(BIN)/python build_support/cuda_check.py
 
 gpu-check:  ## On a GPU, without network: build, test, sanitize, benchmark; PART=tests runs one
@@ -80,7 +76,7 @@ format: $(VENV)/lint  ## Format Python and C++
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(CPP)
 
-CPP = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 clean:  ## Remove what was built, and the virtual environment
 	rm -rf $(VENV) build *.egg-info fedkern/*.so

@@ -4,6 +4,8 @@ import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -69,6 +71,8 @@ def assert_as_accurate(kernel: Tensor, naive: Tensor, truth: Tensor, what: str) 
     finfo = torch.finfo(kernel.dtype)
     ulp = max(finfo.eps * float(truth.abs().max()), finfo.tiny)
     error, naive_error = (float((x.double() - truth).abs().max()) for x in (kernel, naive))
+    if naive_error != naive_error:  # plain PyTorch has no answer where the kernel has one
+        naive_error = 0.0
     worst = int((kernel.double() - truth).abs().argmax())
     assert error <= 1.5 * naive_error + 2 * ulp, (
         f"{what}: kernel errs by {error:.3g}, plain PyTorch by {naive_error:.3g}, an ulp is "
@@ -440,6 +444,129 @@ def test_everything_ignored(device: str) -> None:
         loss, gradient = value_and_gradient(fedkern.calibrated_ce, logits, target, arguments)
         torch.testing.assert_close(loss.item(), value, equal_nan=True)
         assert not gradient.any()
+
+
+# ---- numerics -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_large_offsets(dtype: torch.dtype, sign: int, device: str) -> None:
+    """Beside 1.3e8 (8192 in float16), in steps that the dtype holds there, differences count."""
+    offset = 2.0 ** (13 if dtype == torch.float16 else 27)
+    step = offset * torch.finfo(dtype).eps
+    differences = torch.randint(8, (6, 37), generator=generator(0)).double() * step
+    moved = (differences + sign * offset).to(dtype)
+    assert torch.equal(moved.double() - sign * offset, differences)
+    target = make_target((6, 37)).to(device)
+    arguments: Arguments = {"class_counts": make_counts(37).to(device), "reduction": "none"}
+    actual = value_and_gradient(fedkern.calibrated_ce, moved.to(device), target, arguments)
+    plain = differences.to(device, dtype)
+    expected = value_and_gradient(fedkern.calibrated_ce, plain, target, arguments)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_subnormal_probabilities_and_extreme_counts(dtype: torch.dtype, device: str) -> None:
+    """Probabilities of 1e-38 to 1e-45, of classes 1e12 times as common as the label's."""
+    logits = make_logits((64, 40), scale=1.0)
+    logits[:, 20:] -= torch.linspace(80, 105, 20, dtype=torch.float64)
+    logits, target = logits.to(device, dtype), make_target((64, 20)).to(device)
+    counts = make_counts(40)
+    for scale in (1e-6, 1.0, 1e12):
+        n = (counts * torch.where(torch.arange(40) < 20, 1.0, scale)).to(device)
+        arguments: Arguments = {"class_counts": n, "reduction": "sum"}
+        kernel = value_and_gradient(fedkern.calibrated_ce, logits, target, arguments)
+        naive = value_and_gradient(reference.calibrated_ce, logits, target, arguments)
+        truth = value_and_gradient_in_double(logits, target, arguments)
+        for k, v, t, what in zip(kernel, naive, truth, ("loss", "gradient"), strict=True):
+            assert bool(k.isfinite().all())
+            assert_as_accurate(k, v, t, f"{what}, counts times {scale}")
+
+
+def available_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("MemAvailable"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def test_more_elements_than_32_bits_count() -> None:
+    """The last rows are what they would be alone; logits of stride 0 need no memory."""
+    if not os.path.exists("/proc/meminfo") or available_bytes() < 10e9:
+        pytest.skip("needs 10 GB of memory")
+    torch.set_num_threads(max(1, os.cpu_count() or 1))
+    num_classes = 70_000
+    rows = 2**31 // num_classes + 10
+    row = make_logits((1, num_classes)).bfloat16()
+    target = torch.arange(rows) % num_classes
+    counts = make_counts(num_classes)
+    arguments: Arguments = {"class_counts": counts, "reduction": "none"}
+    with torch.no_grad():
+        loss = fedkern.calibrated_ce(row.expand(rows, -1), target, **arguments)
+    logits = row.expand(rows, -1).detach().requires_grad_()
+    assert logits.numel() > 2**31
+    (gradient,) = torch.autograd.grad(
+        fedkern.calibrated_ce(logits, target, **{**arguments, "reduction": "sum"}), logits
+    )
+    last = slice(rows - 3, rows)
+    alone = row.expand(3, -1).detach().requires_grad_()
+    expected = fedkern.calibrated_ce(alone, target[last], **arguments)
+    assert torch.equal(loss[last], expected)
+    expected.sum().backward()
+    assert alone.grad is not None
+    assert torch.equal(gradient[last], alone.grad)
+
+
+def test_no_memory_beside_the_gradient() -> None:
+    """Forward and backward of a scalar loss allocate one gradient and O(N + C)."""
+    rows, num_classes = 200, 1000
+    for reduction in ("mean", "sum"):
+        logits = make_logits((rows, num_classes)).float().requires_grad_()
+        target = make_target((rows, num_classes))
+        with torch.autograd.profiler.profile(profile_memory=True) as profile:
+            fedkern.calibrated_ce(logits, target, reduction=reduction).backward()  # type: ignore[arg-type]
+        allocated = sum(max(0, e.self_cpu_memory_usage) for e in profile.function_events)
+        gradient = rows * num_classes * 4
+        assert gradient <= allocated <= gradient + 16 * (rows + num_classes)
+
+
+# ---- bad data on a device -----------------------------------------------------------------------
+
+BAD_DATA = {
+    "a label that is too large": "target[5] = 10",
+    "a negative label": "target[5] = -1",
+    "no count of a label's class": "counts[int(target[0])] = 0",
+    "a negative count": "counts[9] = -1",
+    "an infinite count": "counts[9] = torch.inf",
+}
+
+
+def bad_call(device: str, change: str) -> str:
+    return f"""
+import torch, fedkern
+logits, target, counts = torch.zeros(64, 10), torch.arange(64) % 10, torch.ones(10)
+{change}
+logits, target, counts = (t.to({device!r}) for t in (logits, target, counts))
+fedkern.calibrated_ce(logits, target, class_counts=counts)
+"""
+
+
+@pytest.mark.parametrize("change", BAD_DATA.values(), ids=BAD_DATA)
+def test_bad_data_stops_an_emulated_kernel(change: str, emulated: ModuleType) -> None:
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        exec(bad_call("cpu", change), {})
+
+
+@pytest.mark.parametrize("change", BAD_DATA.values(), ids=BAD_DATA)
+def test_bad_data_stops_a_gpu(change: str) -> None:
+    """In a process of its own, which is of no use for CUDA afterwards."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    code = bad_call("cuda", change) + "torch.cuda.synchronize()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "device-side assert" in done.stderr
 
 
 # ---- threads and CPU capabilities ---------------------------------------------------------------

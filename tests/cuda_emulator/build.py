@@ -23,6 +23,8 @@ import fedkern  # noqa: F401  the operators must be there before their kernels
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+# What was installed beside this interpreter need not be on the PATH.
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
 def unavailable() -> str | None:
@@ -30,7 +32,7 @@ def unavailable() -> str | None:
     if os.environ.get("FEDKERN_TEST_EMULATOR") == "off":
         return "FEDKERN_TEST_EMULATOR=off"
     for tool in ("cmake", "ninja", "g++"):
-        if shutil.which(tool) is None:
+        if shutil.which(tool, path=PATH) is None:
             return f"the CUDA emulator is built with {tool}, which was not found"
     return None
 
@@ -54,7 +56,7 @@ def build(sanitize: bool) -> Path:
 
 def _run(*command: str) -> None:
     # A compiler needs no sanitizer of its own.
-    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"} | {"PATH": PATH}
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

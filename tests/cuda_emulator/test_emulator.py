@@ -441,11 +441,14 @@ def test_failed_kernel_raises_in_python(emulated: ModuleType) -> None:
     assert fedkern.class_counts(torch.tensor([0, 1]), 3).tolist() == [1, 1, 0]
 
 
+OPERATORS_TESTS = ["test_operator_contract.py", "test_calibrated_ce.py", "test_class_counts.py"]
+
+
 def run_operators_tests(environment: dict[str, str]) -> None:
     """All but those of many rows, which take most of the time: the full tests run them once."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "-k", "emulated and not 3300", "test_calibrated_ce.py", "test_class_counts.py"],
+        [*command, "-k", "emulated and not 3300", *OPERATORS_TESTS],
         env=environment,
         cwd=TESTS,
         capture_output=True,
