@@ -21,7 +21,7 @@ WHEELS_PLATFORMS ?= manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x
 WHEELS_SKIP ?= numpy scipy scikit-learn matplotlib torchmetrics pillow cmake
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench cuda-check gpu-check gpu-wheels lint format clean
+.PHONY: help demo test bench bench-tables cuda-check gpu-check gpu-wheels lint format clean
 
 help:  ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -54,6 +54,9 @@ test: $(VENV)/installed  ## Run the tests (sets up first); ARGS="-k name" choose
 
 bench: $(VENV)/installed  ## Run the benchmarks; rows are appended to benchmarks/results/
 	$(BIN)/python -m pytest benchmarks -q -s -o python_files='bench_*.py' $(ARGS)
+
+bench-tables:  ## Print the newest benchmark results as Markdown
+	@$(PYTHON) benchmarks/tables.py
 
 cuda-check: $(VENV)/installed  ## Compile the CUDA kernels for every architecture, run them in the emulator: no GPU needed
 	$(BIN)/python build_support/cuda_check.py

@@ -38,6 +38,10 @@ def calibrated_ce(
     Args:
         input: logits, [C], [N, C] or [N, C, d1, ...]; float32, float64, bfloat16 or float16, any
             strides. Half types accumulate in float32. Under autocast it is converted to float32.
+            The gradient is kept in this dtype with the mean's 1 / N in it. In float16 it therefore
+            saturates to infinity as cross_entropy's would, but sooner where counts differ by more
+            than about 1e4 times, and may underflow before any loss scaling: for such counts, or
+            large batches, use autocast or bfloat16.
         target: class indices in [0, C), [], [N] or [N, d1, ...]; any integer dtype.
         weight: class weights w, [C], floating.
         class_counts: class counts n, [C], any real dtype: finite, not negative, positive for every
@@ -79,7 +83,7 @@ def calibrated_ce(
     # A straight call costs less than one through torch.ops; but compilers and what imitates tensors
     # need the latter, and it says which argument is of a wrong type.
     if not (torch.compiler.is_compiling() or has_torch_function(arguments[:4])):
-        try:  # noqa: SIM105  (contextlib.suppress costs more than this path saves)
+        try:  # contextlib.suppress would cost more than this path saves
             return cast(Tensor, _library.call_calibrated_ce(*arguments))
         except TypeError:
             pass
