@@ -18,6 +18,8 @@ SUBJECT = ("shape", "dtype", "labels", "classes")
 
 def newest(benchmark: str) -> list[Row]:
     path = RESULTS / f"{benchmark}.jsonl"
+    if not path.is_file():
+        return []
     rows: dict[str, Row] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         row = {"measure": "forward_backward", **json.loads(line)}
