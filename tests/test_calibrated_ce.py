@@ -151,7 +151,9 @@ def test_any_strides_give_what_contiguous_logits_give(dtype: torch.dtype, device
         strided = value_and_gradient(fedkern.calibrated_ce, logits, target, arguments)
         assert torch.equal(logits, before), f"{name}: logits overwritten"
         for a, b in zip(strided, plain, strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+            # Another layout may add up in another order: a few ulp of the largest.
+            atol = 4 * torch.finfo(dtype).eps * float(b.abs().max())
+            torch.testing.assert_close(a, b, rtol=0, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -640,7 +642,7 @@ LOGITS, TARGET = torch.zeros(4, 10), torch.zeros(4, dtype=torch.long)
     [
         (TypeError, "input must be float32.*got Long", {"input": LOGITS.long()}),
         (TypeError, "input must be float32.*got Complex", {"input": LOGITS.cfloat()}),
-        (ValueError, r"input must have shape .* got \(\)", {"input": torch.tensor(1.0)}),
+        (ValueError, r"input must have shape .* got \[\]", {"input": torch.tensor(1.0)}),
         (ValueError, "at least one class", {"input": torch.zeros(4, 0)}),
         (TypeError, "class probabilities are not supported", {"target": torch.zeros(4, 10)}),
         (TypeError, "target must hold class indices.*got Bool", {"target": TARGET.bool()}),

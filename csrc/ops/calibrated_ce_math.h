@@ -37,13 +37,20 @@ FEDKERN_HOST_DEVICE T zero_or_product(T factor, T value) {
   return factor == T(0) ? T(0) : factor * value;
 }
 
+template <typename T>
+FEDKERN_HOST_DEVICE RowSums<T> added(const RowSums<T>& x, const RowSums<T>& y) {
+  return {x.s + y.s, x.a + y.a, x.b + y.b, x.v + y.v};
+}
+
 // The same sums when the maximum moves: by = the old maximum - the new one, factor = exp(by).
-// `weight` is the sum of w_c over the classes in the sums. A maximum of -inf, of classes that are all
-// masked, counts as 0: then s, a and b are 0, whatever the factor.
+// `weight` is the sum of w_c over the classes in the sums. A maximum of -inf, of classes that are
+// all masked, counts as 0: then s, a and b are 0, and factor may be anything. Where factor is 0, by
+// may be so large that its product is no number; a nan stays in s.
 template <typename T>
 FEDKERN_HOST_DEVICE RowSums<T> shifted(const RowSums<T>& sums, T by, T factor, T weight) {
+  const T b = factor == T(0) ? T(0) : sums.b + sums.a * by;
   return {zero_or_product(sums.s, factor), zero_or_product(sums.a, factor),
-          zero_or_product(sums.b + sums.a * by, factor), sums.v + weight * by};
+          zero_or_product(b, factor), sums.v + weight * by};
 }
 
 // What is the same for all rows of a call.
@@ -101,8 +108,8 @@ FEDKERN_HOST_DEVICE GradientCoefficients<double> gradient_coefficients(Calibrati
   k.alpha = label_sum * f;
   if (calibration == Calibration::kLabel) {
     const double excess = sums.a / sums.s;
-    k.beta = -excess / n_y * f;
     k.gamma = f / n_y;
+    k.beta = -excess * k.gamma;
     k.center = n_y + excess;
   } else {
     k.center = n_y;

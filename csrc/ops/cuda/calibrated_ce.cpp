@@ -1,7 +1,6 @@
 #include "ops/calibrated_ce.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -17,43 +16,45 @@ template <typename scalar_t, typename at_t>
 void forward(const at::Tensor& input, const at::Tensor& target,
              const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& class_counts,
              const CalibratedCEOptions& options, int64_t ignore_index, double label_smoothing,
-             at::Tensor& loss, at::Tensor& gradient) {
+             bool grouped, at::Tensor& loss, at::Tensor& gradient) {
   using T = accumulate_t<scalar_t>;
-  const auto accumulate = input.options().dtype(c10::CppTypeToScalarType<T>::value);
-  const int64_t num_classes = input.size(class_dim(input));
-  const at::Tensor labels = target.to(at::kLong).contiguous();
-  const auto class_vector = [&](const std::optional<at::Tensor>& given) {
-    return given ? given->detach().to(accumulate.dtype()).contiguous() : at::Tensor();
+  const int64_t num_classes = input.size(class_dim(input, grouped));
+  const int64_t groups = grouped ? input.size(0) : 1;
+  const auto class_vector = [](const std::optional<at::Tensor>& given) {
+    if (!given) return at::Tensor();
+    return given->detach().to(c10::CppTypeToScalarType<T>::value).contiguous();
   };
+  const auto group_stride = [&](const at::Tensor& vector) {
+    return vector.defined() && vector.dim() == 2 ? num_classes : 0;
+  };
+  const at::Tensor labels = target.to(at::kLong).contiguous();
   const at::Tensor counts = class_vector(class_counts), weights = class_vector(weight);
-  at::Tensor histogram = at::zeros({num_classes}, labels.options());
-  at::Tensor n = at::empty({num_classes}, accumulate);
-  at::Tensor sums = at::empty({2}, accumulate.dtype(at::kDouble));
 
   CalibratedCECudaArguments<scalar_t> arguments{};
   arguments.logits = reinterpret_cast<const scalar_t*>(input.const_data_ptr<at_t>());
-  arguments.logits_layout = *row_layout(input);
+  arguments.logits_layout = *row_layout(input, grouped);
   arguments.target = labels.const_data_ptr<int64_t>();
-  arguments.rows = labels.numel();
+  arguments.groups = groups;
+  arguments.rows = groups == 0 ? 0 : labels.numel() / groups;
   arguments.num_classes = num_classes;
-  arguments.given_counts = counts.defined() ? counts.const_data_ptr<T>() : nullptr;
-  arguments.weight = weights.defined() ? weights.const_data_ptr<T>() : nullptr;
+  if (counts.defined()) arguments.class_counts = counts.const_data_ptr<T>();
+  arguments.class_counts_stride = group_stride(counts);
+  if (weights.defined()) arguments.weight = weights.const_data_ptr<T>();
+  arguments.weight_stride = group_stride(weights);
   arguments.calibration = options.calibration;
   arguments.reduction = options.reduction;
   arguments.ignore_index = ignore_index;
   arguments.label_smoothing = label_smoothing;
-  arguments.histogram = histogram.mutable_data_ptr<int64_t>();
-  arguments.n = n.mutable_data_ptr<T>();
-  arguments.sums = sums.mutable_data_ptr<double>();
-  at::Tensor row_losses;
-  if (options.reduction != Reduction::kNone) {
-    row_losses = at::empty({labels.numel()}, sums.options());
-    arguments.row_losses = row_losses.mutable_data_ptr<double>();
-  }
   arguments.loss = reinterpret_cast<scalar_t*>(loss.mutable_data_ptr<at_t>());
   if (gradient.defined()) {
     arguments.gradient = reinterpret_cast<scalar_t*>(gradient.mutable_data_ptr<at_t>());
-    arguments.gradient_layout = *row_layout(gradient);
+    arguments.gradient_layout = *row_layout(gradient, grouped);
+  }
+  const auto bytes = static_cast<int64_t>(calibrated_ce_workspace(arguments));
+  at::Tensor workspace;
+  if (bytes > 0) {
+    workspace = at::empty({bytes}, input.options().dtype(at::kByte));
+    arguments.workspace = workspace.mutable_data_ptr();
   }
   C10_CUDA_CHECK(calibrated_ce_forward_cuda(arguments, c10::cuda::getCurrentCUDAStream()));
 }
@@ -61,15 +62,15 @@ void forward(const at::Tensor& input, const at::Tensor& target,
 std::tuple<at::Tensor, at::Tensor> calibrated_ce_forward(
     const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight,
     const std::optional<at::Tensor>& class_counts, c10::string_view calibration,
-    int64_t ignore_index, c10::string_view reduction, double label_smoothing,
+    int64_t ignore_index, c10::string_view reduction, double label_smoothing, bool grouped,
     bool compute_gradient) {
   const auto options = check_calibrated_ce(input, target, weight, class_counts, calibration,
-                                           reduction, label_smoothing);
+                                           reduction, label_smoothing, grouped);
   const c10::cuda::CUDAGuard guard(input.device());
   const auto run = [&](const at::Tensor& logits, at::Tensor& loss, at::Tensor& gradient) {
     const auto call = [&](auto forward_of_dtype) {
       forward_of_dtype(logits, target, weight, class_counts, options, ignore_index, label_smoothing,
-                       loss, gradient);
+                       grouped, loss, gradient);
     };
     switch (input.scalar_type()) {
       case at::kFloat:
@@ -82,7 +83,7 @@ std::tuple<at::Tensor, at::Tensor> calibrated_ce_forward(
         return call(forward<__half, c10::Half>);
     }
   };
-  return allocate_and_run(input, target, options.reduction, compute_gradient, run);
+  return allocate_and_run(input, target, options.reduction, grouped, compute_gradient, run);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #include "common/accumulate.h"
@@ -20,40 +21,34 @@ struct CalibratedCECudaArguments {
   const scalar_t* logits;
   RowLayout logits_layout;
   const int64_t* target;  // one label a row, in row order
-  int64_t rows;
+  int64_t groups;
+  int64_t rows;  // of a group
   int64_t num_classes;
 
-  const T* given_counts;  // [C] or null: the labels' histogram
-  const T* weight;        // [C] or null: all 1
+  const T* class_counts;        // [C] or [groups, C], or null: the histogram of a group's labels
+  int64_t class_counts_stride;  // from group to group: 0 or C
+  const T* weight;              // likewise, or null: all 1
+  int64_t weight_stride;
 
   Calibration calibration;
   Reduction reduction;
   int64_t ignore_index;
   double label_smoothing;
 
-  // Working memory.
-  int64_t* histogram;  // [C], zero
-  T* n;                // [C] class counts
-  double* sums;        // [2]: the mean's denominator (else 1) and the sum of the weights
-  double* row_losses;  // [rows], or null for Reduction::kNone
-
-  scalar_t* loss;      // one, or [rows] for Reduction::kNone
+  scalar_t* loss;      // [groups], or [groups * rows] for Reduction::kNone
   scalar_t* gradient;  // or null
   RowLayout gradient_layout;
+
+  void* workspace;  // calibrated_ce_workspace() bytes, 256-byte aligned, uninitialised
 };
 
-// Loss and, if wanted, gradient; asserts on bad labels and counts.
+// Bytes of working memory that these arguments need (whatever `workspace` is).
+template <typename scalar_t>
+size_t calibrated_ce_workspace(const CalibratedCECudaArguments<scalar_t>& arguments);
+
+// Loss and, if wanted, gradient; asserts on bad labels and counts. At most two launches.
 template <typename scalar_t>
 cudaError_t calibrated_ce_forward_cuda(const CalibratedCECudaArguments<scalar_t>& arguments,
                                        cudaStream_t stream);
-
-extern template cudaError_t calibrated_ce_forward_cuda(const CalibratedCECudaArguments<float>&,
-                                                       cudaStream_t);
-extern template cudaError_t calibrated_ce_forward_cuda(const CalibratedCECudaArguments<double>&,
-                                                       cudaStream_t);
-extern template cudaError_t calibrated_ce_forward_cuda(const CalibratedCECudaArguments<__half>&,
-                                                       cudaStream_t);
-extern template cudaError_t calibrated_ce_forward_cuda(
-    const CalibratedCECudaArguments<__nv_bfloat16>&, cudaStream_t);
 
 }  // namespace fedkern

@@ -1,32 +1,46 @@
-// One thread a label, one integer atomic each: exact, whatever the order.
+// One launch. A block counts kBlockLabels labels of a group for a range of classes in shared
+// memory, then adds what it found to the result: integers, exact whatever the order.
 
-#include "common/cuda_launch.h"
+#include "ops/cuda/class_counts.cuh"
 #include "ops/cuda/class_counts_kernel.h"
 
 namespace fedkern {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 512;
+constexpr int64_t kBlockLabels = 16384;
 
 __global__ void __launch_bounds__(kThreads)
-    count_labels(const int64_t* __restrict__ labels, int64_t size, int64_t num_classes,
-                 int64_t ignore_index, unsigned long long* __restrict__ counts) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < size; i += step) {
-    const int64_t label = labels[i];
-    if (label == ignore_index) continue;
-    assert(label >= 0 && label < num_classes && "target must hold class indices in [0, C)");
-    atomicAdd(&counts[label], 1ull);
+    count_classes(const int64_t* __restrict__ labels, int64_t groups, int64_t size,
+                  int64_t num_classes, int64_t ignore_index,
+                  unsigned long long* __restrict__ counts) {
+  __shared__ unsigned histogram[kRangeClasses];
+  const int64_t ranges = (num_classes + kRangeClasses - 1) / kRangeClasses;
+  const int64_t parts = (size + kBlockLabels - 1) / kBlockLabels;
+  for (int64_t task = blockIdx.x; task < groups * parts * ranges; task += gridDim.x) {
+    const int64_t group = task / (parts * ranges);
+    const int64_t begin = task / ranges % parts * kBlockLabels;
+    const int64_t first = task % ranges * kRangeClasses;
+    const int range = static_cast<int>(min(num_classes - first, int64_t{kRangeClasses}));
+    count_labels<kThreads>(labels + group * size + begin, min(size - begin, kBlockLabels),
+                           num_classes, ignore_index, first, range, histogram);
+    for (int i = threadIdx.x; i < range; i += kThreads) {
+      if (histogram[i] > 0) atomicAdd(&counts[group * num_classes + first + i], histogram[i]);
+    }
+    __syncthreads();  // before the next task clears the histogram
   }
 }
 
 }  // namespace
 
-cudaError_t count_labels_cuda(const int64_t* labels, int64_t size, int64_t num_classes,
-                              int64_t ignore_index, int64_t* counts, cudaStream_t stream) {
-  FEDKERN_LAUNCH(count_labels, grid_size((size + kThreads - 1) / kThreads), kThreads, stream,
-                 labels, size, num_classes, ignore_index,
-                 reinterpret_cast<unsigned long long*>(counts));
+cudaError_t class_counts_cuda(const int64_t* labels, int64_t groups, int64_t size,
+                              int64_t num_classes, int64_t ignore_index, int64_t* counts,
+                              cudaStream_t stream) {
+  const int64_t ranges = (num_classes + kRangeClasses - 1) / kRangeClasses;
+  const int64_t tasks = groups * ((size + kBlockLabels - 1) / kBlockLabels) * ranges;
+  if (tasks == 0) return cudaSuccess;
+  FEDKERN_LAUNCH(count_classes, grid_size(tasks), kThreads, 0, stream, labels, groups, size,
+                 num_classes, ignore_index, reinterpret_cast<unsigned long long*>(counts));
   return cudaGetLastError();
 }
 
