@@ -28,7 +28,16 @@ OLDEST_ARCHITECTURE = 75
 
 # "file.cu: kernel", as in the table, and why it may spill. An entry that no longer spills is an
 # error.
-SPILLS_ALLOWED: dict[str, str] = {}
+_LONG_ROWS = (
+    "holds the longest rows in nearly all of the 128 registers that 512 threads can have each; a "
+    "thread spills at most 44 bytes a row of at least 128 KB, and with fewer vectors as much"
+)
+SPILLS_ALLOWED = {
+    "calibrated_ce_kernel.cu: run_teams<float, 512, float>": _LONG_ROWS,
+    "calibrated_ce_kernel.cu: run_teams<__half, 512, float>": _LONG_ROWS,
+    "calibrated_ce_kernel.cu: run_teams<__nv_bfloat16, 512, float>": _LONG_ROWS,
+    "calibrated_ce_kernel.cu: run_walk<double, double>": "8 bytes; float64 is not there for speed",
+}
 
 WARNINGS_ARE_ERRORS = ["-Werror", "all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror"]
 

@@ -445,10 +445,9 @@ OPERATORS_TESTS = ["test_operator_contract.py", "test_calibrated_ce.py", "test_c
 
 
 def run_operators_tests(environment: dict[str, str]) -> None:
-    """All but those of many rows, which take most of the time: the full tests run them once."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "-k", "emulated and not 3300", *OPERATORS_TESTS],
+        [*command, "-k", "emulated", *OPERATORS_TESTS],
         env=environment,
         cwd=TESTS,
         capture_output=True,
