@@ -151,8 +151,10 @@ def test_any_strides_give_what_contiguous_logits_give(dtype: torch.dtype, device
         strided = value_and_gradient(fedkern.calibrated_ce, logits, target, arguments)
         assert torch.equal(logits, before), f"{name}: logits overwritten"
         for a, b in zip(strided, plain, strict=True):
-            # Another layout may add up in another order: a few ulp of the largest.
-            atol = 4 * torch.finfo(dtype).eps * float(b.abs().max())
+            # Another layout may add up in another order: a few ulp of the largest, in the dtype that
+            # is computed in, times what counts of different size amplify.
+            ulps = 32 if dtype.itemsize >= 4 else 4
+            atol = ulps * torch.finfo(dtype).eps * float(b.abs().max())
             torch.testing.assert_close(a, b, rtol=0, atol=atol, msg=name)
 
 
@@ -270,8 +272,9 @@ def test_gradient_of_a_row_sums_to_zero(problem: tuple[Tensor, Tensor, Tensor]) 
     logits, target, counts = problem
     arguments: Arguments = {"class_counts": counts, "reduction": "sum"}
     _, gradient = value_and_gradient(fedkern.calibrated_ce, logits, target, arguments)
-    size = gradient.abs().sum(1)
-    assert bool((gradient.sum(1).abs() <= 1e-13 * (1 + size)).all())
+    # What cancels are terms of the size of n_j / n_y.
+    size = 1 + gradient.abs().sum(1) + counts.max() / counts[target]
+    assert bool((gradient.sum(1).abs() <= 32 * torch.finfo(torch.float64).eps * size).all())
 
 
 @settings(deadline=None)
@@ -615,7 +618,7 @@ def test_every_cpu_capability(capability: str) -> None:
         pytest.skip("one process does for each capability of an x86-64 machine")
     if CAPABILITIES.index(capability) > CAPABILITIES.index(best):
         pytest.skip(f"this machine's best is {best}")
-    chosen = "accuracy or reference or strides or masked or nan_and or forced"
+    chosen = "(accuracy or reference or strides or masked or nan_and or forced) and not emulated"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, __file__],
         env={**os.environ, "ATEN_CPU_CAPABILITY": capability.lower(), CHILD: capability},

@@ -27,6 +27,7 @@
 #include <string_view>
 #include <tuple>
 
+#include "common/cpu_huge_pages.h"
 #include "common/tensor_rows.h"
 #include "ops/calibrated_ce_math.h"
 
@@ -157,6 +158,7 @@ std::tuple<at::Tensor, at::Tensor> allocate_and_run(const at::Tensor& input,
   at::Tensor written;
   if (compute_gradient) {
     written = row_layout(gradient, grouped) ? gradient : at::empty(input.sizes(), input.options());
+    advise_huge_pages(written);
   }
   run(row_layout(input, grouped) ? input : input.contiguous(), loss, written);
   if (compute_gradient && !written.is_same(gradient)) gradient.copy_(written);

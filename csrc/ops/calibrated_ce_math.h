@@ -71,13 +71,17 @@ FEDKERN_HOST_DEVICE T counts_unit(T largest) {
 }
 
 // The loss, with log p_c = d_c - log s and r_c = -(n_c - n_y) / n_y put into its definition.
-FEDKERN_HOST_DEVICE double row_loss(const RowSums<double>& sums, double d_y, double n_y, double w_y,
-                                    const LabelSmoothing& e) {
-  const double log_s = std::log(sums.s);
+FEDKERN_HOST_DEVICE double row_loss(const RowSums<double>& sums, double log_s, double d_y,
+                                    double n_y, double w_y, const LabelSmoothing& e) {
   const double label = -zero_or_product(e.at_label * w_y, d_y - log_s);
   const double calibration = (sums.b - sums.a * log_s) / sums.s / n_y;
   const double smoothing = e.everywhere == 0 ? 0 : e.everywhere * (e.weight_sum * log_s - sums.v);
   return label + calibration + smoothing;
+}
+
+FEDKERN_HOST_DEVICE double row_loss(const RowSums<double>& sums, double d_y, double n_y, double w_y,
+                                    const LabelSmoothing& e) {
+  return row_loss(sums, std::log(sums.s), d_y, n_y, w_y, e);
 }
 
 // What the gradient of one row needs beside n_j and w_j. With the smoothed label

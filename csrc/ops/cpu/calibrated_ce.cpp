@@ -5,68 +5,97 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
+#include <numeric>
+#include <utility>
 
+#include "common/cpu_buffer.h"
 #include "ops/class_counts.h"
 #include "ops/cpu/calibrated_ce_kernel.h"
 
 namespace fedkern {
 namespace {
 
-// A group's rows are worked on in blocks of about this many elements. A block's losses are summed
-// in row order, then the blocks' sums in block order, so the threads that ran them do not show in
-// the result.
-constexpr int64_t kBlockElements = 16384;
+// ---- blocks of rows ----------------------------------------------------------------------------
 
-// Writes the rows' results; returns the sum of each group's losses.
-template <typename scalar_t>
-std::vector<double> run_blocks(const CalibratedCEArguments<scalar_t>& arguments,
-                               const std::vector<CalibratedCEGroup<accumulate_t<scalar_t>>>& groups,
-                               int64_t rows) {
-  const int64_t block_rows = std::max<int64_t>(1, kBlockElements / arguments.num_classes);
-  const int64_t blocks = (rows + block_rows - 1) / block_rows;
-  const int64_t scratch_size = calibrated_ce_scratch_rows(arguments) * arguments.num_classes;
-  const int64_t num_groups = static_cast<int64_t>(groups.size());
-  const auto run = std::get<CalibratedCERun<scalar_t>>(calibrated_ce_kernels());
-  std::vector<double> of_block(num_groups * blocks);
-  // Two full blocks are the least that is worth waking another thread for.
-  const int64_t grain =
-      std::max<int64_t>(2, 2 * block_rows / std::max<int64_t>(1, std::min(rows, block_rows)));
-  at::parallel_for(0, num_groups * blocks, grain, [&](int64_t begin, int64_t end) {
-    std::vector<accumulate_t<scalar_t>> scratch(scratch_size);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t group = i / blocks, first = i % blocks * block_rows;
-      of_block[i] = run(arguments, groups[group], group * rows + first,
-                        group * rows + std::min(rows, first + block_rows), scratch.data());
+// Each group's rows are worked on in blocks of about kBlockElements elements, a thread taking no
+// less than kThreadElements of them. A block's sum is taken in row order, then the blocks' sums in
+// block order, so the threads that ran them do not show in the result.
+constexpr int64_t kBlockElements = 16384, kThreadElements = 32768;
+
+struct Blocks {
+  int64_t groups;
+  int64_t rows;  // of a group
+  int64_t block_rows;
+  int64_t of_group;
+
+  Blocks(int64_t groups, int64_t rows, int64_t num_classes) : groups(groups), rows(rows) {
+    block_rows = std::max<int64_t>(1, kBlockElements / num_classes);
+    if (block_rows > kMostTileRows) block_rows -= block_rows % kMostTileRows;  // whole tiles
+    block_rows = std::clamp<int64_t>(rows, 1, block_rows);
+    of_group = (rows + block_rows - 1) / block_rows;
+  }
+};
+
+// sums[g] = the sum over the blocks of group g of work(g, begin, end, scratch), which looks at
+// row_elements elements for each of the rows [begin, end) and may use scratch_size elements of
+// scratch memory.
+template <typename T, typename Work>
+void sum_over_blocks(const Blocks& blocks, int64_t row_elements, int64_t scratch_size, double* sums,
+                     const Work& work) {
+  const int64_t total = blocks.groups * blocks.of_group;
+  const int64_t grain = std::max<int64_t>(1, kThreadElements / (blocks.block_rows * row_elements));
+  CpuBuffer<double, 64> of_block(total);
+  at::parallel_for(0, total, grain, [&](int64_t first, int64_t last) {
+    CpuBuffer<T, kRowTileBytes / sizeof(T)> scratch(scratch_size);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t group = i / blocks.of_group;
+      const int64_t begin = i % blocks.of_group * blocks.block_rows;
+      of_block[i] =
+          work(group, begin, std::min(blocks.rows, begin + blocks.block_rows), scratch.data());
     }
   });
-  std::vector<double> sums(num_groups);
-  for (int64_t i = 0; i < num_groups * blocks; ++i) sums[i / blocks] += of_block[i];
-  return sums;
+  std::fill_n(sums, blocks.groups, 0);
+  for (int64_t i = 0; i < total; ++i) sums[i / blocks.of_group] += of_block[i];
 }
 
-// A class vector as the kernel reads it: [C], or [G, C] with its own row for each group.
+// ---- class vectors -----------------------------------------------------------------------------
+
+// [vectors, C], padded with zeros as the kernel reads them: one vector for all groups, or one each.
 template <typename T>
-class ClassVector {
+class ClassVectors {
  public:
-  ClassVector(const std::optional<at::Tensor>& given, int64_t num_classes)
-      : num_classes_(num_classes) {
-    if (given) tensor_ = given->detach().to(c10::CppTypeToScalarType<T>::value).contiguous();
+  ClassVectors(int64_t vectors, int64_t num_classes)
+      : vectors_(vectors),
+        num_classes_(num_classes),
+        stride_(padded(num_classes)),
+        values_(vectors * stride_) {}
+
+  // fill(i, values) writes vector i.
+  template <typename Fill>
+  void fill(const Fill& fill) {
+    for (int64_t i = 0; i < vectors_; ++i) {
+      T* values = values_.data() + i * stride_;
+      fill(i, values);
+      std::fill(values + num_classes_, values + stride_, T(0));
+    }
   }
 
-  explicit operator bool() const { return tensor_.defined(); }
-
-  // Of that many vectors one for each group.
-  int64_t vectors() const { return tensor_.numel() / num_classes_; }
-
-  const T* of_group(int64_t group) const {
-    return tensor_.const_data_ptr<T>() + (tensor_.dim() == 2 ? group * num_classes_ : 0);
+  const T* of_group(int64_t group) {
+    if (vectors_ == 0) return nullptr;
+    return values_.data() + (vectors_ == 1 ? 0 : group * stride_);
   }
 
  private:
-  at::Tensor tensor_;
-  int64_t num_classes_;
+  int64_t vectors_, num_classes_, stride_;
+  CpuBuffer<T, 512> values_;
 };
+
+// A given vector in T; undefined if none was.
+template <typename T>
+at::Tensor class_vector(const std::optional<at::Tensor>& given) {
+  if (!given) return {};
+  return given->detach().to(c10::CppTypeToScalarType<T>::value).contiguous();
+}
 
 // Checks given class counts; writes them as the kernel reads them to n.
 template <typename T>
@@ -82,6 +111,39 @@ void scale_counts(const T* counts, int64_t num_classes, T* n) {
   for (int64_t c = 0; c < num_classes; ++c) n[c] = counts[c] * unit;
 }
 
+// Checks the labels of rows [begin, end) of a group; returns the sum of their weights.
+template <typename T>
+double sum_label_weights(const int64_t* labels, int64_t begin, int64_t end, int64_t rows,
+                         int64_t num_classes, int64_t ignore_index, const T* n, const T* w) {
+  double sum = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t label = labels[i];
+    if (label == ignore_index) continue;
+    TORCH_CHECK_INDEX(label >= 0 && label < num_classes,
+                      "calibrated_ce: target must hold class indices in [0, ", num_classes,
+                      "), got ", label, " at position ", i);
+    TORCH_CHECK_VALUE(n[label] > 0,
+                      "calibrated_ce: class_counts must be positive for every class that is a "
+                      "label, got 0 for class ",
+                      label, ", which occurs ", std::count(labels, labels + rows, label), " times");
+    sum += w ? static_cast<double>(w[label]) : 1;
+  }
+  return sum;
+}
+
+// ---- layouts -----------------------------------------------------------------------------------
+
+// Samples of one position each are the positions of one sample: columns may lie next to each other.
+RowLayout with_positions(RowLayout layout) {
+  if (layout.positions == 1) {
+    layout.positions = std::exchange(layout.samples, 1);
+    layout.position_stride = layout.batch_stride;
+  }
+  return layout;
+}
+
+// ---- the operator ------------------------------------------------------------------------------
+
 template <typename scalar_t>
 void forward(const at::Tensor& input, const at::Tensor& target,
              const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& class_counts,
@@ -91,50 +153,66 @@ void forward(const at::Tensor& input, const at::Tensor& target,
   const int64_t num_classes = input.size(class_dim(input, grouped));
   const int64_t num_groups = grouped ? input.size(0) : 1;
   const int64_t rows = num_groups == 0 ? 0 : target.numel() / num_groups;
-  const at::Tensor labels = target.to(at::kLong).contiguous();
-  const ClassVector<T> counts(class_counts, num_classes), weights(weight, num_classes);
+  const Blocks blocks(num_groups, rows, num_classes);
+  // to() costs a call through the dispatcher even where it has nothing to do
+  const at::Tensor labels =
+      (target.scalar_type() == at::kLong ? target : target.to(at::kLong)).contiguous();
+  const int64_t* const label_data = labels.const_data_ptr<int64_t>();
 
   // Class counts: the given ones, or each group's histogram.
-  const int64_t count_vectors = counts ? counts.vectors() : num_groups;
-  std::vector<T> n(count_vectors * num_classes);
-  for (int64_t i = 0; counts && i < count_vectors; ++i) {
-    scale_counts(counts.of_group(i), num_classes, &n[i * num_classes]);
+  const at::Tensor counts = class_vector<T>(class_counts);
+  ClassVectors<T> n(counts.defined() ? counts.numel() / num_classes : num_groups, num_classes);
+  if (counts.defined()) {
+    n.fill([&](int64_t i, T* values) {
+      scale_counts(counts.const_data_ptr<T>() + i * num_classes, num_classes, values);
+    });
+  } else {
+    CpuBuffer<int64_t, 512> histogram(num_classes);
+    n.fill([&](int64_t g, T* values) {
+      std::fill_n(histogram.data(), num_classes, 0);
+      count_labels_cpu("calibrated_ce", label_data + g * rows, rows, num_classes, ignore_index,
+                       histogram.data());
+      std::copy_n(histogram.data(), num_classes, values);
+    });
   }
-  // Label smoothing spreads the label over all classes, as weights do: both need w.
-  const std::vector<T> ones(!weights && label_smoothing > 0 ? num_classes : 0, T(1));
 
-  std::vector<int64_t> histogram(num_classes);
-  std::vector<CalibratedCEGroup<T>> groups(num_groups);
-  std::vector<double> denominators(num_groups, 1);
-  for (int64_t g = 0; g < num_groups; ++g) {
-    std::fill(histogram.begin(), histogram.end(), 0);
-    count_labels_cpu("calibrated_ce", labels.const_data_ptr<int64_t>() + g * rows, rows,
-                     num_classes, ignore_index, histogram.data());
-    T* n_g = &n[count_vectors == num_groups ? g * num_classes : 0];
-    const T* w = weights ? weights.of_group(g) : ones.empty() ? nullptr : ones.data();
-    double denominator = 0, weight_sum = 0;
-    for (int64_t c = 0; c < num_classes; ++c) {
-      if (!counts) n_g[c] = static_cast<T>(histogram[c]);
-      TORCH_CHECK_VALUE(histogram[c] == 0 || n_g[c] > 0,
-                        "calibrated_ce: class_counts must be positive for every class that is a "
-                        "label, got 0 for class ",
-                        c, ", which occurs ", histogram[c], " times");
-      const double w_c = w ? static_cast<double>(w[c]) : 1;
-      if (histogram[c]) denominator += w_c * static_cast<double>(histogram[c]);
-      weight_sum += w_c;
+  // Label smoothing spreads the label over all classes, as weights do: both need w.
+  const at::Tensor weights = class_vector<T>(weight);
+  ClassVectors<T> w(weights.defined() ? weights.numel() / num_classes : label_smoothing > 0,
+                    num_classes);
+  w.fill([&](int64_t i, T* values) {
+    if (weights.defined()) {
+      std::copy_n(weights.const_data_ptr<T>() + i * num_classes, num_classes, values);
+    } else {
+      std::fill_n(values, num_classes, T(1));
     }
-    if (options.reduction == Reduction::kMean) denominators[g] = denominator;
+  });
+
+  CpuBuffer<double, 16> denominators(num_groups), losses(num_groups);
+  sum_over_blocks<T>(blocks, /*row_elements=*/1, /*scratch_size=*/0, denominators.data(),
+                     [&](int64_t g, int64_t begin, int64_t end, T*) {
+                       return sum_label_weights(label_data + g * rows, begin, end, rows,
+                                                num_classes, ignore_index, n.of_group(g),
+                                                w.of_group(g));
+                     });
+  if (options.reduction != Reduction::kMean) std::fill_n(denominators.data(), num_groups, 1);
+
+  CpuBuffer<CalibratedCEGroup<T>, 16> groups(num_groups);
+  for (int64_t g = 0; g < num_groups; ++g) {
+    const T* const w_g = w.of_group(g);
+    const double weight_sum =
+        label_smoothing > 0 ? std::accumulate(w_g, w_g + num_classes, 0.0) : 0;
     groups[g] = {
-        n_g,
-        w,
+        n.of_group(g),
+        w_g,
         {1 - label_smoothing, label_smoothing / static_cast<double>(num_classes), weight_sum},
         1 / denominators[g]};
   }
 
   CalibratedCEArguments<scalar_t> arguments{};
   arguments.logits = input.const_data_ptr<scalar_t>();
-  arguments.logits_layout = *row_layout(input, grouped);
-  arguments.target = labels.const_data_ptr<int64_t>();
+  arguments.logits_layout = with_positions(*row_layout(input, grouped));
+  arguments.target = label_data;
   arguments.num_classes = num_classes;
   arguments.calibration = options.calibration;
   arguments.ignore_index = ignore_index;
@@ -143,12 +221,16 @@ void forward(const at::Tensor& input, const at::Tensor& target,
   }
   if (gradient.defined()) {
     arguments.gradient = gradient.mutable_data_ptr<scalar_t>();
-    arguments.gradient_layout = *row_layout(gradient, grouped);
+    arguments.gradient_layout = with_positions(*row_layout(gradient, grouped));
   }
 
-  const std::vector<double> sums = run_blocks(arguments, groups, rows);
+  const auto run = std::get<CalibratedCERun<scalar_t>>(calibrated_ce_kernels());
+  sum_over_blocks<T>(blocks, num_classes, calibrated_ce_scratch_size(arguments), losses.data(),
+                     [&](int64_t g, int64_t begin, int64_t end, T* scratch) {
+                       return run(arguments, groups[g], g * rows + begin, g * rows + end, scratch);
+                     });
   for (int64_t g = 0; options.reduction != Reduction::kNone && g < num_groups; ++g) {
-    loss.mutable_data_ptr<scalar_t>()[g] = static_cast<scalar_t>(sums[g] / denominators[g]);
+    loss.mutable_data_ptr<scalar_t>()[g] = static_cast<scalar_t>(losses[g] / denominators[g]);
   }
 }
 

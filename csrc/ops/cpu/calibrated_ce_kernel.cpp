@@ -1,264 +1,453 @@
 // Compiled once per CPU capability: at::vec and raw pointers only, in an anonymous namespace or
 // always inlined, so that no code for a newer CPU is merged into what an older one runs.
 //
-// A row is read twice (maximum; exponentials and sums) and its gradient written twice
-// (exponentials, then times a class's coefficient), all but the first from the L1 or L2 cache. Per
-// element: one exp, about ten other operations.
+// Rows are worked on in tiles that fit the L1 cache (a long row is a tile of its own, in L2), in
+// four phases:
+//
+//   load          logits -> scratch, maxima
+//   exponentiate  scratch -> exponentials in scratch, row sums
+//   finish        row sums -> losses, gradient coefficients
+//   store         scratch -> gradient
 
 #include "ops/cpu/calibrated_ce_kernel.h"
 
-#include <ATen/cpu/vec/functional.h>
-#include <ATen/cpu/vec/vec.h>
-
+#include <array>
 #include <limits>
+#include <type_traits>
+
+#include "common/vector.h"
+#include "common/vector_exp.h"
+#include "common/vector_reduce.h"
 
 namespace fedkern {
 namespace {
 
-using at::vec::Vectorized;
+// ---- chunks: a vector of scalar_t as one or two vectors of T -----------------------------------
 
-// Calls body(j, count) for count classes from j on: whole vectors first, the rest last.
-template <typename T, typename Body>
-inline void for_each_vector(int64_t num_classes, const Body& body) {
-  constexpr int64_t kWidth = Vectorized<T>::size();
-  int64_t j = 0;
-  for (; j + kWidth <= num_classes; j += kWidth) body(j, kWidth);
-  if (j < num_classes) body(j, num_classes - j);
-}
+template <typename scalar_t>
+struct Chunk {
+  using T = accumulate_t<scalar_t>;
+  using V = Vector<T>;
+#if defined(CPU_CAPABILITY_DEFAULT)
+  static constexpr int64_t kParts = 1;
+#else
+  static constexpr int64_t kParts = sizeof(T) / sizeof(scalar_t);
+#endif
+  static constexpr int64_t kSize = kParts * V::size();
+  V part[kParts];
 
-// ---- rows in memory <-> rows of T --------------------------------------------------------------
-
-template <typename scalar_t, typename T = accumulate_t<scalar_t>>
-inline void load_row(const scalar_t* from, T* to, int64_t num_classes) {
-  constexpr int64_t kHalf = Vectorized<T>::size();
-  for_each_vector<scalar_t>(num_classes, [&](int64_t j, int64_t count) {
-    const auto [low, high] =
-        at::vec::convert_to_float<scalar_t>(Vectorized<scalar_t>::loadu(from + j, count));
-    low.store(to + j, count < kHalf ? count : kHalf);
-    if (count > kHalf) high.store(to + j + kHalf, count - kHalf);
-  });
-}
-
-template <typename scalar_t, typename T = accumulate_t<scalar_t>>
-inline void store_row(const T* from, scalar_t* to, int64_t num_classes) {
-  constexpr int64_t kHalf = Vectorized<T>::size();
-  for_each_vector<scalar_t>(num_classes, [&](int64_t j, int64_t count) {
-    const auto low = Vectorized<T>::loadu(from + j, count < kHalf ? count : kHalf);
-    const auto high =
-        count > kHalf ? Vectorized<T>::loadu(from + j + kHalf, count - kHalf) : Vectorized<T>(0);
-    at::vec::convert_from_float<scalar_t>(low, high).store(to + j, count);
-  });
-}
-
-// A tile: `rows` rows of one sample, next to each other in memory.
-template <typename scalar_t, typename T>
-inline void gather(const scalar_t* from, const RowLayout& layout, int64_t rows, int64_t num_classes,
-                   T* to) {
-  for (int64_t c = 0; c < num_classes; ++c) {
-    const scalar_t* p = from + c * layout.class_stride;
-    for (int64_t i = 0; i < rows; ++i) {
-      to[i * num_classes + c] = static_cast<T>(p[i * layout.position_stride]);
+  static inline Chunk load(const scalar_t* from, int64_t count) {
+    if constexpr (std::is_same_v<scalar_t, T>) {
+      return {V::loadu(from, count)};
+    } else if constexpr (kParts == 2) {
+      const auto [low, high] =
+          at::vec::convert_to_float<scalar_t>(at::vec::Vectorized<scalar_t>::loadu(from, count));
+      return {low, high};
+    } else {
+      T lanes[kSize] = {};
+      for (int64_t i = 0; i < count; ++i) lanes[i] = static_cast<T>(from[i]);
+      return {V::loadu(lanes)};
     }
   }
-}
 
-template <typename scalar_t, typename T>
-inline void scatter(const T* from, int64_t rows, int64_t num_classes, const RowLayout& layout,
-                    scalar_t* to) {
-  for (int64_t c = 0; c < num_classes; ++c) {
-    scalar_t* p = to + c * layout.class_stride;
-    for (int64_t i = 0; i < rows; ++i) {
-      p[i * layout.position_stride] = static_cast<scalar_t>(from[i * num_classes + c]);
+  inline void store(scalar_t* to, int64_t count) const {
+    if constexpr (std::is_same_v<scalar_t, T>) {
+      part[0].store(to, count);
+    } else if constexpr (kParts == 2) {
+      at::vec::convert_from_float<scalar_t>(part[0], part[1]).store(to, count);
+    } else {
+      T lanes[kSize];
+      part[0].store(lanes);
+      for (int64_t i = 0; i < count; ++i) to[i] = static_cast<scalar_t>(lanes[i]);
     }
   }
-}
+};
 
-// ---- one row -----------------------------------------------------------------------------------
-
-template <typename T>
-inline T row_maximum(const T* z, int64_t num_classes) {
-  using V = Vectorized<T>;
-  constexpr int64_t kWidth = V::size();
-  const V lowest(-std::numeric_limits<T>::infinity());
-  // Four chains, since one would wait for itself. clamp_min(a, b) is the maximum without the price
-  // of passing nan on: a nan spoils the sums anyway.
-  V m0 = lowest, m1 = lowest, m2 = lowest, m3 = lowest;
+// Calls body(j, count) for `size` elements in chunks of kSize: whole ones first, the rest last.
+template <int64_t kSize, typename Body>
+inline void for_each_chunk(int64_t size, const Body& body) {
   int64_t j = 0;
-  for (; j + 4 * kWidth <= num_classes; j += 4 * kWidth) {
-    m0 = at::vec::clamp_min(V::loadu(z + j), m0);
-    m1 = at::vec::clamp_min(V::loadu(z + j + kWidth), m1);
-    m2 = at::vec::clamp_min(V::loadu(z + j + 2 * kWidth), m2);
-    m3 = at::vec::clamp_min(V::loadu(z + j + 3 * kWidth), m3);
-  }
-  for_each_vector<T>(num_classes - j, [&](int64_t i, int64_t count) {
-    m0 = at::vec::clamp_min(V::set(lowest, V::loadu(z + j + i, count), count), m0);
-  });
-  T lanes[kWidth];
-  at::vec::clamp_min(at::vec::clamp_min(m0, m1), at::vec::clamp_min(m2, m3)).store(lanes);
-  T m = lanes[0];
-  for (int64_t i = 1; i < kWidth; ++i) m = lanes[i] > m ? lanes[i] : m;
-  return m;
+  for (; j + kSize <= size; j += kSize) body(j, kSize);
+  if (j < size) body(j, size - j);
 }
 
+// The maximum without the price of passing nan on: a nan spoils the sums anyway.
+template <typename V>
+inline V larger(const V& a, const V& b) {
+  return clamp_min(a, b);
+}
+
+// ---- a tile ------------------------------------------------------------------------------------
+
+constexpr int64_t kIgnored = -1;
+
+// What is known of a tile's rows beside their scratch.
 template <typename T>
-inline double sum_lanes(const Vectorized<T>& v) {
-  T lanes[Vectorized<T>::size()];
-  v.store(lanes);
+struct Tile {
+  int64_t first, rows;
+  int64_t label[kMostTileRows];  // or kIgnored
+  alignas(64) T n_y[kMostTileRows];
+  T w_y[kMostTileRows];
+  T maximum[kMostTileRows];
+  T d_y[kMostTileRows];
+  RowSums<std::array<double, kMostTileRows>> sums;
+  GradientCoefficients<std::array<T, kMostTileRows>> k;
+};
+
+template <bool kWeighted, typename scalar_t, typename T>
+inline void read_labels(const CalibratedCEArguments<scalar_t>& arguments,
+                        const CalibratedCEGroup<T>& group, Tile<T>& tile) {
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const int64_t label = arguments.target[tile.first + i];
+    const bool ignored = label == arguments.ignore_index;
+    tile.label[i] = ignored ? kIgnored : label;
+    tile.n_y[i] = ignored ? T(1) : group.n[label];
+    tile.w_y[i] = ignored || !kWeighted ? T(1) : group.w[label];
+  }
+}
+
+// A vector's terms of the row sums; s has the exponentials.
+template <bool kWeighted, typename V>
+inline RowSums<V> terms_of(V z, V m, V n_y, V n, V w) {
+  using T = typename V::value_type;
+  const V d = z - m;
+  // So low a logit's exponential is 0, and so are its products: not nan, as of 0 and infinity.
+  const V bounded_d = larger(d, V(kExpLowest<T>));
+  const V e = exp_nonpositive(bounded_d);
+  const V weighted_e = kWeighted ? w * (e * (n - n_y)) : e * (n - n_y);
+  return {e, weighted_e, weighted_e * bounded_d,
+          kWeighted ? V::blendv(w * d, V(0), w == V(0)) : V(0)};
+}
+
+// Losses and gradient coefficients; returns the sum of the losses. The loop over the formulas has
+// no call and no branch in it, so that the compiler makes vectors of it.
+template <Calibration kCalibration, typename scalar_t, typename T>
+inline double finish(const CalibratedCEArguments<scalar_t>& arguments,
+                     const CalibratedCEGroup<T>& group, Tile<T>& tile) {
+  double log_s[kMostTileRows], losses[kMostTileRows];
+  for (int64_t i = 0; i < tile.rows; ++i) log_s[i] = std::log(tile.sums.s[i]);
+  const LabelSmoothing smoothing = group.smoothing;
+  const double factor = group.factor;
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const RowSums<double> sums{tile.sums.s[i], tile.sums.a[i], tile.sums.b[i], tile.sums.v[i]};
+    const T n_y = tile.n_y[i], w_y = tile.w_y[i];
+    losses[i] = row_loss(sums, log_s[i], tile.d_y[i], n_y, w_y, smoothing);
+    const auto k =
+        rounded<T>(gradient_coefficients(kCalibration, sums, n_y, w_y, smoothing, factor));
+    tile.k.alpha[i] = k.alpha;
+    tile.k.beta[i] = k.beta;
+    tile.k.gamma[i] = k.gamma;
+    tile.k.center[i] = k.center;
+    tile.k.smoothing[i] = k.smoothing;
+    tile.k.label[i] = k.label;
+  }
   double sum = 0;
-  for (const T lane : lanes) sum += static_cast<double>(lane);
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    if (tile.label[i] == kIgnored) {  // its sums mean nothing
+      losses[i] = 0;
+      tile.k.alpha[i] = tile.k.beta[i] = tile.k.gamma[i] = tile.k.smoothing[i] = 0;
+      tile.k.center[i] = 1;
+    }
+    sum += losses[i];
+    if (arguments.row_loss) arguments.row_loss[tile.first + i] = static_cast<scalar_t>(losses[i]);
+  }
   return sum;
 }
 
-// The sums over `num_classes` classes; their exponentials go to `e`, which may be z, unless it is
-// null.
-template <bool kWeighted, typename T>
-inline RowSums<Vectorized<T>> exponentiate(const T* z, T* e, T maximum, T n_y, const T* n,
-                                           const T* w, int64_t num_classes) {
-  using V = Vectorized<T>;
-  const V m(maximum), ny(n_y), zero(0);
-  const V minus_infinity(-std::numeric_limits<T>::infinity());
-  const V lowest(std::numeric_limits<T>::lowest());  // 0 * lowest is 0, 0 * -inf is not
-  RowSums<V> sums{zero, zero, zero, zero};
-  for_each_vector<T>(num_classes, [&](int64_t j, int64_t count) {
-    V d = V::loadu(z + j, count) - m;
-    if (count < V::size()) d = V::set(minus_infinity, d, count);
-    const V e_c = d.exp();
-    V weighted_e = e_c * (V::loadu(n + j, count) - ny);
-    if constexpr (kWeighted) {
-      const V w_c = V::loadu(w + j, count);
-      weighted_e = w_c * weighted_e;
-      sums.v = sums.v + V::blendv(w_c * d, zero, w_c == zero);
-    }
-    sums.s = sums.s + e_c;
-    sums.a = sums.a + weighted_e;
-    sums.b = sums.b + weighted_e * at::vec::clamp_min(d, lowest);
-    if (e) e_c.store(e + j, count);
-  });
-  return sums;
+// The coefficients of row i, as scalars or in every lane.
+template <typename V, typename T>
+inline GradientCoefficients<V> coefficients_of_row(const Tile<T>& tile, int64_t i) {
+  return {V(tile.k.alpha[i]),  V(tile.k.beta[i]),      V(tile.k.gamma[i]),
+          V(tile.k.center[i]), V(tile.k.smoothing[i]), V(tile.k.label[i])};
 }
 
-template <bool kWeighted, typename T>
-inline RowSums<double> exponentiate_row(const T* z, T* e, T maximum, T n_y, const T* n, const T* w,
-                                        int64_t num_classes) {
-  using V = Vectorized<T>;
+// The coefficients of the rows from i on, one a lane.
+template <typename T>
+inline GradientCoefficients<Vector<T>> coefficients_of_rows(const Tile<T>& tile, int64_t i) {
+  const auto load = [i](const auto& of_rows) { return Vector<T>::loadu(&of_rows[i]); };
+  return {load(tile.k.alpha),  load(tile.k.beta),      load(tile.k.gamma),
+          load(tile.k.center), load(tile.k.smoothing), load(tile.k.label)};
+}
+
+// The gradient by the label's logit.
+template <Calibration kCalibration, bool kWeighted, typename T>
+inline T label_gradient(const Tile<T>& tile, int64_t i, T e_y) {
+  const auto k = coefficients_of_row<T>(tile, i);
+  return class_gradient<kCalibration, kWeighted>(e_y, tile.n_y[i], tile.w_y[i], k) - k.label;
+}
+
+// ---- lanes are classes: scratch holds [row, class] ---------------------------------------------
+
+// A row as T, padded with -inf to whole chunks; returns its maximum.
+template <typename scalar_t, typename T>
+inline T load_row(const scalar_t* from, int64_t class_stride, int64_t num_classes, T* to) {
+  using V = Vector<T>;
+  using Chunk = Chunk<scalar_t>;
+  const V lowest(-std::numeric_limits<T>::infinity());
+  V m[Chunk::kParts];
+  for (V& part : m) part = lowest;
+  if (class_stride != 1) {
+    for (int64_t c = 0; c < num_classes; ++c) to[c] = static_cast<T>(from[c * class_stride]);
+  }
+  for_each_chunk<Chunk::kSize>(num_classes, [&](int64_t j, int64_t count) {
+    Chunk z;
+    if (class_stride == 1) z = Chunk::load(from + j, count);
+    for (int64_t q = 0; q < Chunk::kParts; ++q) {
+      T* p = to + j + q * V::size();
+      if (class_stride != 1) z.part[q] = V::loadu(p);
+      const int64_t left = count - q * V::size();
+      if (left < V::size()) z.part[q] = V::set(lowest, z.part[q], left < 0 ? 0 : left);
+      m[q] = larger(z.part[q], m[q]);
+      z.part[q].store(p);
+    }
+  });
+  for (int64_t q = 1; q < Chunk::kParts; ++q) m[0] = larger(m[q], m[0]);
+  return max_of_lanes(m[0]);
+}
+
+// Row i's sums; with a gradient its exponentials stay in z. Meanwhile `next`, the row that is
+// loaded one tile later, and the gradient's row come into the L2 cache.
+template <bool kWeighted, bool kGradient, typename scalar_t, typename T>
+inline RowSums<double> exponentiate_row(const CalibratedCEGroup<T>& group, const Tile<T>& tile,
+                                        int64_t i, int64_t num_classes, T* z, const scalar_t* next,
+                                        const scalar_t* gradient) {
+  using V = Vector<T>;
+  const V m(tile.maximum[i]), n_y(tile.n_y[i]);
   // Sums of sums: a chain of additions as long as a row would lose digits.
   constexpr int64_t kPart = 16 * V::size();
   RowSums<V> row{V(0), V(0), V(0), V(0)};
-  for (int64_t j = 0; j < num_classes; j += kPart) {
-    const int64_t size = num_classes - j < kPart ? num_classes - j : kPart;
-    const RowSums<V> part = exponentiate<kWeighted>(z + j, e ? e + j : e, maximum, n_y, n + j,
-                                                    kWeighted ? w + j : w, size);
-    row = {row.s + part.s, row.a + part.a, row.b + part.b, row.v + part.v};
+  for (int64_t begin = 0; begin < num_classes; begin += kPart) {
+    const int64_t end = begin + kPart < num_classes ? begin + kPart : num_classes;
+    RowSums<V> part{V(0), V(0), V(0), V(0)};
+    for (int64_t j = begin; j < end; j += V::size()) {
+      const V w_j = kWeighted ? V::loadu(group.w + j) : V(1);
+      const auto terms = terms_of<kWeighted>(V::loadu(z + j), m, n_y, V::loadu(group.n + j), w_j);
+      part = added(part, terms);
+      __builtin_prefetch(next + j, /*rw=*/0, /*locality=*/2);
+      if constexpr (kGradient) {
+        terms.s.store(z + j);
+        __builtin_prefetch(gradient + j, /*rw=*/1, /*locality=*/2);
+      }
+    }
+    row = added(row, part);
   }
-  return {sum_lanes(row.s), sum_lanes(row.a), sum_lanes(row.b), sum_lanes(row.v)};
+  return {sum_of_lanes(row.s), sum_of_lanes(row.a), sum_of_lanes(row.b),
+          kWeighted ? sum_of_lanes(row.v) : 0};
 }
 
-template <typename T>
-inline GradientCoefficients<Vectorized<T>> broadcast(const GradientCoefficients<T>& k) {
-  return {Vectorized<T>(k.alpha),  Vectorized<T>(k.beta),      Vectorized<T>(k.gamma),
-          Vectorized<T>(k.center), Vectorized<T>(k.smoothing), Vectorized<T>(k.label)};
-}
-
-// Turns the exponentials in `e` into the gradient.
-template <Calibration kCalibration, bool kWeighted, typename T>
-inline void finish_gradient(T* e, int64_t label, const GradientCoefficients<T>& coefficients,
-                            const T* n, const T* w, int64_t num_classes) {
-  using V = Vectorized<T>;
-  const GradientCoefficients<V> k = broadcast(coefficients);
-  for_each_vector<T>(num_classes, [&](int64_t j, int64_t count) {
-    const V w_j = kWeighted ? V::loadu(w + j, count) : V(1);
-    class_gradient<kCalibration, kWeighted>(V::loadu(e + j, count), V::loadu(n + j, count), w_j, k)
-        .store(e + j, count);
+// Row i's gradient; changes e where classes are not next to each other.
+template <Calibration kCalibration, bool kWeighted, typename scalar_t, typename T>
+inline void store_row(const CalibratedCEGroup<T>& group, const Tile<T>& tile, int64_t i,
+                      int64_t num_classes, T* e, int64_t class_stride, scalar_t* to) {
+  using V = Vector<T>;
+  using Chunk = Chunk<scalar_t>;
+  const int64_t label = tile.label[i];
+  if (label == kIgnored) {
+    for (int64_t c = 0; c < num_classes; ++c) to[c * class_stride] = scalar_t(0);
+    return;
+  }
+  const auto k = coefficients_of_row<V>(tile, i);
+  const T of_label = label_gradient<kCalibration, kWeighted>(tile, i, e[label]);
+  for_each_chunk<Chunk::kSize>(num_classes, [&](int64_t j, int64_t count) {
+    Chunk g;
+    for (int64_t q = 0; q < Chunk::kParts; ++q) {
+      const int64_t c = j + q * V::size();
+      const V w_c = kWeighted ? V::loadu(group.w + c) : V(1);
+      g.part[q] =
+          class_gradient<kCalibration, kWeighted>(V::loadu(e + c), V::loadu(group.n + c), w_c, k);
+      if (class_stride != 1) g.part[q].store(e + c);
+    }
+    if (class_stride == 1) g.store(to + j, count);
   });
-  e[label] -= coefficients.label;
+  for (int64_t c = 0; class_stride != 1 && c < num_classes; ++c) {
+    to[c * class_stride] = static_cast<scalar_t>(e[c]);
+  }
+  to[label * class_stride] = static_cast<scalar_t>(of_label);
 }
 
-// Returns the row's unreduced loss; leaves its gradient in `g` (which may be z) unless `g` is null.
-template <bool kWeighted, typename scalar_t, typename T = accumulate_t<scalar_t>>
-inline double run_row(const CalibratedCEArguments<scalar_t>& arguments,
-                      const CalibratedCEGroup<T>& group, int64_t label, const T* z, T* g) {
-  const int64_t num_classes = arguments.num_classes;
-  if (label == arguments.ignore_index) {
-    for (int64_t c = 0; g && c < num_classes; ++c) g[c] = T(0);
-    return 0;
+// The rows of a tile: returns the sum of their losses.
+template <Calibration kCalibration, bool kWeighted, bool kGradient, typename scalar_t, typename T>
+inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments,
+                       const CalibratedCEGroup<T>& group, Tile<T>& tile, T* scratch) {
+  const int64_t num_classes = arguments.num_classes, stride = padded(num_classes);
+  const RowLayout &from = arguments.logits_layout, &to = arguments.gradient_layout;
+  const scalar_t* logits = arguments.logits + from.offset(tile.first);
+  scalar_t* gradient = kGradient ? arguments.gradient + to.offset(tile.first) : nullptr;
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    if (tile.label[i] == kIgnored) continue;
+    T* z = scratch + i * stride;
+    tile.maximum[i] =
+        load_row(logits + i * from.position_stride, from.class_stride, num_classes, z);
+    tile.d_y[i] = z[tile.label[i]] - tile.maximum[i];
   }
-  const T n_y = group.n[label];
-  const T w_y = kWeighted ? group.w[label] : T(1);
-  const T maximum = row_maximum(z, num_classes);
-  const T d_y = z[label] - maximum;  // read before g, which may be z, is written
-  const RowSums<double> sums =
-      exponentiate_row<kWeighted>(z, g, maximum, n_y, group.n, group.w, num_classes);
-  if (g) {
-    const auto k = rounded<T>(gradient_coefficients(arguments.calibration, sums, n_y, w_y,
-                                                    group.smoothing, group.factor));
-    if (arguments.calibration == Calibration::kLabel) {
-      finish_gradient<Calibration::kLabel, kWeighted>(g, label, k, group.n, group.w, num_classes);
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    if (tile.label[i] == kIgnored) continue;
+    const auto sums = exponentiate_row<kWeighted, kGradient>(
+        group, tile, i, num_classes, scratch + i * stride,
+        logits + (i + tile.rows) * from.position_stride, gradient + i * to.position_stride);
+    tile.sums.s[i] = sums.s;
+    tile.sums.a[i] = sums.a;
+    tile.sums.b[i] = sums.b;
+    tile.sums.v[i] = sums.v;
+  }
+  const double loss = finish<kCalibration>(arguments, group, tile);
+  for (int64_t i = 0; kGradient && i < tile.rows; ++i) {
+    store_row<kCalibration, kWeighted>(group, tile, i, num_classes, scratch + i * stride,
+                                       to.class_stride, gradient + i * to.position_stride);
+  }
+  return loss;
+}
+
+// ---- lanes are rows: scratch holds [class, row] ------------------------------------------------
+
+template <typename scalar_t, typename T>
+inline void load_columns(const scalar_t* from, int64_t class_stride, int64_t num_classes,
+                         Tile<T>& tile, T* to) {
+  using V = Vector<T>;
+  using Chunk = Chunk<scalar_t>;
+  const int64_t stride = padded(tile.rows);
+  for (int64_t i = 0; i < stride; ++i) {
+    tile.maximum[i] = -std::numeric_limits<T>::infinity();
+  }
+  for (int64_t c = 0; c < num_classes; ++c) {
+    for_each_chunk<Chunk::kSize>(tile.rows, [&](int64_t i, int64_t count) {
+      const Chunk z = Chunk::load(from + c * class_stride + i, count);
+      for (int64_t q = 0; q < Chunk::kParts; ++q) {
+        const int64_t row = i + q * V::size();
+        larger(z.part[q], V::loadu(tile.maximum + row)).store(tile.maximum + row);
+        z.part[q].store(to + c * stride + row);
+      }
+    });
+  }
+}
+
+// As exponentiate_row for all rows; next is the next tile.
+template <bool kWeighted, bool kGradient, typename scalar_t, typename T>
+inline void exponentiate_columns(const CalibratedCEGroup<T>& group, Tile<T>& tile,
+                                 int64_t num_classes, T* z, const scalar_t* next,
+                                 int64_t next_stride, const scalar_t* gradient,
+                                 int64_t gradient_stride) {
+  using V = Vector<T>;
+  const int64_t stride = padded(tile.rows);
+  for (int64_t i = 0; i < tile.rows; i += V::size()) {
+    const V m = V::loadu(tile.maximum + i), n_y = V::loadu(tile.n_y + i);
+    // In double: a row's sums are in one lane each, so no other lanes' errors average theirs out.
+    const Wide<T> zero = widen(V(0));
+    RowSums<Wide<T>> sums{zero, zero, zero, zero};
+    for (int64_t c = 0; c < num_classes; ++c) {
+      T* p = z + c * stride + i;
+      const V w_c(kWeighted ? group.w[c] : T(1));
+      const auto terms = terms_of<kWeighted>(V::loadu(p), m, n_y, V(group.n[c]), w_c);
+      sums = added(
+          sums, RowSums<Wide<T>>{widen(terms.s), widen(terms.a), widen(terms.b), widen(terms.v)});
+      __builtin_prefetch(next + c * next_stride + i, /*rw=*/0, /*locality=*/2);
+      if constexpr (kGradient) {
+        terms.s.store(p);
+        __builtin_prefetch(gradient + c * gradient_stride + i, /*rw=*/1, /*locality=*/2);
+      }
+    }
+    store(sums.s, &tile.sums.s[i]);
+    store(sums.a, &tile.sums.a[i]);
+    store(sums.b, &tile.sums.b[i]);
+    store(kWeighted ? sums.v : zero, &tile.sums.v[i]);
+  }
+}
+
+template <Calibration kCalibration, bool kWeighted, typename scalar_t, typename T>
+inline void store_columns(const CalibratedCEGroup<T>& group, const Tile<T>& tile,
+                          int64_t num_classes, const T* e, int64_t class_stride, scalar_t* to) {
+  using V = Vector<T>;
+  using Chunk = Chunk<scalar_t>;
+  const int64_t stride = padded(tile.rows);
+  for (int64_t c = 0; c < num_classes; ++c) {
+    const V n_c(group.n[c]), w_c(kWeighted ? group.w[c] : T(1));
+    for_each_chunk<Chunk::kSize>(tile.rows, [&](int64_t i, int64_t count) {
+      Chunk g;
+      for (int64_t q = 0; q < Chunk::kParts; ++q) {
+        const int64_t row = i + q * V::size();
+        g.part[q] = class_gradient<kCalibration, kWeighted>(V::loadu(e + c * stride + row), n_c,
+                                                            w_c, coefficients_of_rows(tile, row));
+      }
+      g.store(to + c * class_stride + i, count);
+    });
+  }
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const int64_t label = tile.label[i];
+    if (label == kIgnored) continue;
+    to[label * class_stride + i] = static_cast<scalar_t>(
+        label_gradient<kCalibration, kWeighted>(tile, i, e[label * stride + i]));
+  }
+}
+
+// As run_rows, for rows of one sample.
+template <Calibration kCalibration, bool kWeighted, bool kGradient, typename scalar_t, typename T>
+inline double run_columns(const CalibratedCEArguments<scalar_t>& arguments,
+                          const CalibratedCEGroup<T>& group, Tile<T>& tile, T* scratch) {
+  const int64_t num_classes = arguments.num_classes, stride = padded(tile.rows);
+  const RowLayout &from = arguments.logits_layout, &to = arguments.gradient_layout;
+  const scalar_t* logits = arguments.logits + from.offset(tile.first);
+  scalar_t* gradient = kGradient ? arguments.gradient + to.offset(tile.first) : nullptr;
+  load_columns(logits, from.class_stride, num_classes, tile, scratch);
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    if (tile.label[i] == kIgnored) {  // whatever its logits are, no nan may come of them
+      for (int64_t c = 0; c < num_classes; ++c) scratch[c * stride + i] = T(0);
+      tile.maximum[i] = T(0);
     } else {
-      finish_gradient<Calibration::kGradient, kWeighted>(g, label, k, group.n, group.w,
-                                                         num_classes);
+      tile.d_y[i] = scratch[tile.label[i] * stride + i] - tile.maximum[i];
     }
   }
-  return row_loss(sums, d_y, n_y, w_y, group.smoothing);
+  exponentiate_columns<kWeighted, kGradient>(
+      group, tile, num_classes, scratch, logits + tile.rows, from.class_stride,
+      static_cast<const scalar_t*>(gradient), to.class_stride);
+  const double loss = finish<kCalibration>(arguments, group, tile);
+  if constexpr (kGradient) {
+    store_columns<kCalibration, kWeighted>(group, tile, num_classes, scratch, to.class_stride,
+                                           gradient);
+  }
+  return loss;
 }
 
 // ---- all rows ----------------------------------------------------------------------------------
 
-template <bool kWeighted, typename scalar_t, typename T = accumulate_t<scalar_t>>
-inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments,
-                       const CalibratedCEGroup<T>& group, int64_t begin, int64_t end, T* scratch) {
-  const int64_t num_classes = arguments.num_classes;
-  const RowLayout& from = arguments.logits_layout;
-  const RowLayout& to = arguments.gradient_layout;
-  const bool contiguous = from.class_stride == 1 && (!arguments.gradient || to.class_stride == 1);
+template <Calibration kCalibration, bool kWeighted, bool kGradient, typename scalar_t, typename T>
+inline double run_tiles(const CalibratedCEArguments<scalar_t>& arguments,
+                        const CalibratedCEGroup<T>& group, int64_t begin, int64_t end, T* scratch) {
+  const bool columns = lanes_are_rows(arguments);
+  const int64_t most_rows = tile_rows(arguments), positions = arguments.logits_layout.positions;
+  Tile<T> tile;
   double sum = 0;
-  const auto finish = [&](int64_t row, double loss) {
-    sum += loss;
-    if (arguments.row_loss) arguments.row_loss[row] = static_cast<scalar_t>(loss);
-  };
-
-  if (contiguous) {
-    for (int64_t row = begin; row < end; ++row) {
-      const scalar_t* z = arguments.logits + from.offset(row);
-      scalar_t* g = arguments.gradient ? arguments.gradient + to.offset(row) : nullptr;
-      if constexpr (std::is_same_v<scalar_t, T>) {
-        finish(row, run_row<kWeighted>(arguments, group, arguments.target[row], z, g));
-      } else {
-        load_row(z, scratch, num_classes);
-        finish(row, run_row<kWeighted>(arguments, group, arguments.target[row], scratch,
-                                       g ? scratch : nullptr));
-        if (g) store_row(scratch, g, num_classes);
-      }
-    }
-    return sum;
-  }
-
-  const int64_t tile_rows = calibrated_ce_scratch_rows(arguments);
-  for (int64_t row = begin; row < end;) {
+  for (tile.first = begin; tile.first < end; tile.first += tile.rows) {
     // A tile ends where the block or the sample ends.
-    int64_t rows = from.positions - row % from.positions;
-    if (rows > tile_rows) rows = tile_rows;
-    if (rows > end - row) rows = end - row;
-    gather(arguments.logits + from.offset(row), from, rows, num_classes, scratch);
-    for (int64_t i = 0; i < rows; ++i) {
-      T* z = scratch + i * num_classes;
-      finish(row + i,
-             run_row<kWeighted>(arguments, group, arguments.target[row + i],
-                                static_cast<const T*>(z), arguments.gradient ? z : nullptr));
-    }
-    if (arguments.gradient) {
-      scatter(scratch, rows, num_classes, to, arguments.gradient + to.offset(row));
-    }
-    row += rows;
+    tile.rows = positions - tile.first % positions;
+    if (tile.rows > most_rows) tile.rows = most_rows;
+    if (tile.rows > end - tile.first) tile.rows = end - tile.first;
+    read_labels<kWeighted>(arguments, group, tile);
+    sum += columns
+               ? run_columns<kCalibration, kWeighted, kGradient>(arguments, group, tile, scratch)
+               : run_rows<kCalibration, kWeighted, kGradient>(arguments, group, tile, scratch);
   }
   return sum;
+}
+
+template <bool kWeighted, typename scalar_t, typename T>
+inline double run_weighted(const CalibratedCEArguments<scalar_t>& arguments,
+                           const CalibratedCEGroup<T>& group, int64_t begin, int64_t end,
+                           T* scratch) {
+  constexpr auto kLabel = Calibration::kLabel, kAligned = Calibration::kGradient;
+  if (!arguments.gradient) {
+    return run_tiles<kLabel, kWeighted, false>(arguments, group, begin, end, scratch);
+  }
+  return arguments.calibration == kLabel
+             ? run_tiles<kLabel, kWeighted, true>(arguments, group, begin, end, scratch)
+             : run_tiles<kAligned, kWeighted, true>(arguments, group, begin, end, scratch);
 }
 
 template <typename scalar_t>
 double run(const CalibratedCEArguments<scalar_t>& arguments,
            const CalibratedCEGroup<accumulate_t<scalar_t>>& group, int64_t begin, int64_t end,
            accumulate_t<scalar_t>* scratch) {
-  return group.w ? run_rows<true>(arguments, group, begin, end, scratch)
-                 : run_rows<false>(arguments, group, begin, end, scratch);
+  return group.w ? run_weighted<true>(arguments, group, begin, end, scratch)
+                 : run_weighted<false>(arguments, group, begin, end, scratch);
 }
 
 }  // namespace

@@ -14,11 +14,15 @@
 
 namespace fedkern {
 
+// Class vectors and scratch rows are this many elements apart, or a multiple: room for whole
+// vectors of any CPU.
+FEDKERN_ALWAYS_INLINE int64_t padded(int64_t elements) { return (elements + 31) / 32 * 32; }
+
 // What one group's rows share.
 template <typename T>
 struct CalibratedCEGroup {
-  const T* n;  // [C] class counts
-  const T* w;  // [C] class weights, or null: neither weights nor label smoothing
+  const T* n;  // [padded(C)] class counts, then zeros
+  const T* w;  // [padded(C)] class weights, then zeros; or null: no weights, no label smoothing
   LabelSmoothing smoothing;
   double factor;  // 1 over the mean's denominator, else 1
 };
@@ -37,19 +41,35 @@ struct CalibratedCEArguments {
   RowLayout gradient_layout;
 };
 
-// Rows that `scratch` must have room for, C elements each: none where a row can be worked on in the
-// gradient itself, one where it has to be converted, a tile where it has to be gathered.
+// ---- tiles: the rows that are worked on at a time, in scratch memory ----------------------------
+
+constexpr int64_t kMostTileRows = 128;
+constexpr int64_t kRowTileBytes = 16 << 10;     // half of the L1 cache
+constexpr int64_t kColumnTileBytes = 64 << 10;  // long runs of each class matter more than L1
+
+// Positions next to each other in memory, but not classes: then a vector's lanes are rows.
+template <typename scalar_t>
+FEDKERN_ALWAYS_INLINE bool lanes_are_rows(const CalibratedCEArguments<scalar_t>& arguments) {
+  const RowLayout &from = arguments.logits_layout, &to = arguments.gradient_layout;
+  return from.class_stride != 1 && from.position_stride == 1 && from.positions >= 8 &&
+         (!arguments.gradient || to.position_stride == 1);
+}
+
+template <typename scalar_t>
+FEDKERN_ALWAYS_INLINE int64_t tile_rows(const CalibratedCEArguments<scalar_t>& arguments) {
+  const bool columns = lanes_are_rows(arguments);
+  const int64_t least = columns ? padded(1) : 1;  // whole vectors of rows
+  const int64_t rows = (columns ? kColumnTileBytes : kRowTileBytes) /
+                       static_cast<int64_t>(sizeof(accumulate_t<scalar_t>)) /
+                       padded(arguments.num_classes) / least * least;
+  return rows < least ? least : rows > kMostTileRows ? kMostTileRows : rows;
+}
+
+// Elements of scratch memory that a call needs, aligned to a cache line.
 template <typename scalar_t>
 FEDKERN_ALWAYS_INLINE int64_t
-calibrated_ce_scratch_rows(const CalibratedCEArguments<scalar_t>& arguments) {
-  constexpr int64_t kTileRows = 16, kTileElements = 65536;
-  const bool contiguous = arguments.logits_layout.class_stride == 1 &&
-                          (!arguments.gradient || arguments.gradient_layout.class_stride == 1);
-  if (!contiguous) {
-    const int64_t rows = kTileElements / arguments.num_classes;
-    return rows < 1 ? 1 : rows > kTileRows ? kTileRows : rows;
-  }
-  return sizeof(scalar_t) < sizeof(accumulate_t<scalar_t>) ? 1 : 0;
+calibrated_ce_scratch_size(const CalibratedCEArguments<scalar_t>& arguments) {
+  return tile_rows(arguments) * padded(arguments.num_classes);
 }
 
 // Rows [begin, end), all of one group: writes their losses and gradients, returns the sum of their
