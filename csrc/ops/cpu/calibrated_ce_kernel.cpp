@@ -178,6 +178,12 @@ inline T label_gradient(const Tile<T>& tile, int64_t i, T e_y) {
 
 // ---- lanes are classes: scratch holds [row, class] ---------------------------------------------
 
+// Whether a row's whole vectors are read where they lie: then scratch gets only what is left.
+template <typename scalar_t, typename T>
+inline bool stays_in_place(int64_t class_stride) {
+  return std::is_same_v<scalar_t, T> && class_stride == 1;
+}
+
 // A row as T, padded with -inf to whole chunks; returns its maximum.
 template <typename scalar_t, typename T>
 inline T load_row(const scalar_t* from, int64_t class_stride, int64_t num_classes, T* to) {
@@ -198,7 +204,7 @@ inline T load_row(const scalar_t* from, int64_t class_stride, int64_t num_classe
       const int64_t left = count - q * V::size();
       if (left < V::size()) z.part[q] = V::set(lowest, z.part[q], left < 0 ? 0 : left);
       m[q] = larger(z.part[q], m[q]);
-      z.part[q].store(p);
+      if (left < V::size() || !stays_in_place<scalar_t, T>(class_stride)) z.part[q].store(p);
     }
   });
   for (int64_t q = 1; q < Chunk::kParts; ++q) m[0] = larger(m[q], m[0]);
@@ -209,7 +215,8 @@ inline T load_row(const scalar_t* from, int64_t class_stride, int64_t num_classe
 // loaded one tile later, and the gradient's row come into the L2 cache.
 template <bool kWeighted, bool kGradient, typename scalar_t, typename T>
 inline RowSums<double> exponentiate_row(const CalibratedCEGroup<T>& group, const Tile<T>& tile,
-                                        int64_t i, int64_t num_classes, T* z, const scalar_t* next,
+                                        int64_t i, int64_t num_classes, const scalar_t* logits,
+                                        int64_t class_stride, T* z, const scalar_t* next,
                                         const scalar_t* gradient) {
   using V = Vector<T>;
   const V m(tile.maximum[i]), n_y(tile.n_y[i]);
@@ -221,7 +228,10 @@ inline RowSums<double> exponentiate_row(const CalibratedCEGroup<T>& group, const
     RowSums<V> part{V(0), V(0), V(0), V(0)};
     for (int64_t j = begin; j < end; j += V::size()) {
       const V w_j = kWeighted ? V::loadu(group.w + j) : V(1);
-      const auto terms = terms_of<kWeighted>(V::loadu(z + j), m, n_y, V::loadu(group.n + j), w_j);
+      const bool in_place =
+          stays_in_place<scalar_t, T>(class_stride) && j + V::size() <= num_classes;
+      const V z_j = in_place ? V::loadu(logits + j) : V::loadu(z + j);
+      const auto terms = terms_of<kWeighted>(z_j, m, n_y, V::loadu(group.n + j), w_j);
       part = added(part, terms);
       __builtin_prefetch(next + j, /*rw=*/0, /*locality=*/2);
       if constexpr (kGradient) {
@@ -278,13 +288,16 @@ inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments,
     T* z = scratch + i * stride;
     tile.maximum[i] =
         load_row(logits + i * from.position_stride, from.class_stride, num_classes, z);
-    tile.d_y[i] = z[tile.label[i]] - tile.maximum[i];
+    tile.d_y[i] =
+        static_cast<T>(logits[i * from.position_stride + tile.label[i] * from.class_stride]) -
+        tile.maximum[i];
   }
   for (int64_t i = 0; i < tile.rows; ++i) {
     if (tile.label[i] == kIgnored) continue;
     const auto sums = exponentiate_row<kWeighted, kGradient>(
-        group, tile, i, num_classes, scratch + i * stride,
-        logits + (i + tile.rows) * from.position_stride, gradient + i * to.position_stride);
+        group, tile, i, num_classes, logits + i * from.position_stride, from.class_stride,
+        scratch + i * stride, logits + (i + tile.rows) * from.position_stride,
+        gradient + i * to.position_stride);
     tile.sums.s[i] = sums.s;
     tile.sums.a[i] = sums.a;
     tile.sums.b[i] = sums.b;
