@@ -151,7 +151,7 @@ def test_any_strides_give_what_contiguous_logits_give(dtype: torch.dtype, device
         strided = value_and_gradient(fedkern.calibrated_ce, logits, target, arguments)
         assert torch.equal(logits, before), f"{name}: logits overwritten"
         for a, b in zip(strided, plain, strict=True):
-            # Another layout may add up in another order: a few ulp of the largest, of the dtype that
+            # Another layout may add up in another order: a few ulp of the largest, of the dtype
             # it computes in, times what counts of different size amplify.
             ulps = 32 if dtype.itemsize >= 4 else 4
             atol = ulps * torch.finfo(dtype).eps * float(b.abs().max())
