@@ -176,15 +176,14 @@ inline T label_gradient(const Tile<T>& tile, int64_t i, T e_y) {
   return class_gradient<kCalibration, kWeighted>(e_y, tile.n_y[i], tile.w_y[i], k) - k.label;
 }
 
-// ---- lanes are classes: scratch holds [row, class] ---------------------------------------------
+// ---- lanes are classes -------------------------------------------------------------------------
 
-// Whether a row's whole vectors are read where they lie: then scratch gets only what is left.
-template <typename scalar_t, typename T>
-inline bool stays_in_place(int64_t class_stride) {
-  return std::is_same_v<scalar_t, T> && class_stride == 1;
-}
+// Long rows of logits that are T already, next to each other, are used where they lie, and their
+// exponentials wait in the gradient; scratch holds other rows, [row, class], in whole vectors.
 
-// A row as T, padded with -inf to whole chunks; returns its maximum.
+constexpr int64_t kLongRow = 512;
+
+// The row's maximum; the row itself goes to `to`, unless that is null.
 template <typename scalar_t, typename T>
 inline T load_row(const scalar_t* from, int64_t class_stride, int64_t num_classes, T* to) {
   using V = Vector<T>;
@@ -199,53 +198,53 @@ inline T load_row(const scalar_t* from, int64_t class_stride, int64_t num_classe
     Chunk z;
     if (class_stride == 1) z = Chunk::load(from + j, count);
     for (int64_t q = 0; q < Chunk::kParts; ++q) {
-      T* p = to + j + q * V::size();
-      if (class_stride != 1) z.part[q] = V::loadu(p);
-      const int64_t left = count - q * V::size();
+      const int64_t c = j + q * V::size(), left = count - q * V::size();
+      if (class_stride != 1) z.part[q] = V::loadu(to + c);
       if (left < V::size()) z.part[q] = V::set(lowest, z.part[q], left < 0 ? 0 : left);
       m[q] = larger(z.part[q], m[q]);
-      if (left < V::size() || !stays_in_place<scalar_t, T>(class_stride)) z.part[q].store(p);
+      if (to) z.part[q].store(to + c);
     }
   });
   for (int64_t q = 1; q < Chunk::kParts; ++q) m[0] = larger(m[q], m[0]);
   return max_of_lanes(m[0]);
 }
 
-// Row i's sums; with a gradient its exponentials stay in z. Meanwhile `next`, the row that is
-// loaded one tile later, and the gradient's row come into the L2 cache.
+// Row i's sums; with a gradient its exponentials go to e. Meanwhile `next`, the row that is loaded
+// one tile later, and the gradient from here on come into the L2 cache.
 template <bool kWeighted, bool kGradient, typename scalar_t, typename T>
 inline RowSums<double> exponentiate_row(const CalibratedCEGroup<T>& group, const Tile<T>& tile,
-                                        int64_t i, int64_t num_classes, const scalar_t* logits,
-                                        int64_t class_stride, T* z, const scalar_t* next,
-                                        const scalar_t* gradient) {
+                                        int64_t i, int64_t num_classes, const T* z, T* e,
+                                        const scalar_t* next, const scalar_t* gradient) {
   using V = Vector<T>;
-  const V m(tile.maximum[i]), n_y(tile.n_y[i]);
+  // A gradient's exponentials may be stored right behind: enough elements for memory to answer.
+  constexpr int64_t kAhead = 2048;
   // Sums of sums: a chain of additions as long as a row would lose digits.
   constexpr int64_t kPart = 16 * V::size();
+  const V m(tile.maximum[i]), n_y(tile.n_y[i]), lowest(-std::numeric_limits<T>::infinity());
   RowSums<V> row{V(0), V(0), V(0), V(0)};
   for (int64_t begin = 0; begin < num_classes; begin += kPart) {
-    const int64_t end = begin + kPart < num_classes ? begin + kPart : num_classes;
+    const int64_t size = num_classes - begin < kPart ? num_classes - begin : kPart;
     RowSums<V> part{V(0), V(0), V(0), V(0)};
-    for (int64_t j = begin; j < end; j += V::size()) {
+    for_each_chunk<V::size()>(size, [&](int64_t k, int64_t count) {
+      const int64_t j = begin + k;
+      V z_j = V::loadu(z + j, count);
+      if (count < V::size()) z_j = V::set(lowest, z_j, count);
       const V w_j = kWeighted ? V::loadu(group.w + j) : V(1);
-      const bool in_place =
-          stays_in_place<scalar_t, T>(class_stride) && j + V::size() <= num_classes;
-      const V z_j = in_place ? V::loadu(logits + j) : V::loadu(z + j);
       const auto terms = terms_of<kWeighted>(z_j, m, n_y, V::loadu(group.n + j), w_j);
       part = added(part, terms);
       __builtin_prefetch(next + j, /*rw=*/0, /*locality=*/2);
       if constexpr (kGradient) {
-        terms.s.store(z + j);
-        __builtin_prefetch(gradient + j, /*rw=*/1, /*locality=*/2);
+        terms.s.store(e + j, count);
+        __builtin_prefetch(gradient + j + kAhead, /*rw=*/1, /*locality=*/2);
       }
-    }
+    });
     row = added(row, part);
   }
   return {sum_of_lanes(row.s), sum_of_lanes(row.a), sum_of_lanes(row.b),
           kWeighted ? sum_of_lanes(row.v) : 0};
 }
 
-// Row i's gradient; changes e where classes are not next to each other.
+// Row i's gradient; e may be `to`, and changes where classes are not next to each other.
 template <Calibration kCalibration, bool kWeighted, typename scalar_t, typename T>
 inline void store_row(const CalibratedCEGroup<T>& group, const Tile<T>& tile, int64_t i,
                       int64_t num_classes, T* e, int64_t class_stride, scalar_t* to) {
@@ -256,15 +255,16 @@ inline void store_row(const CalibratedCEGroup<T>& group, const Tile<T>& tile, in
     for (int64_t c = 0; c < num_classes; ++c) to[c * class_stride] = scalar_t(0);
     return;
   }
+  const bool in_place = static_cast<const void*>(e) == to;
   const auto k = coefficients_of_row<V>(tile, i);
   const T of_label = label_gradient<kCalibration, kWeighted>(tile, i, e[label]);
   for_each_chunk<Chunk::kSize>(num_classes, [&](int64_t j, int64_t count) {
     Chunk g;
     for (int64_t q = 0; q < Chunk::kParts; ++q) {
-      const int64_t c = j + q * V::size();
+      const int64_t c = j + q * V::size(), left = count - q * V::size();
+      const V e_c = in_place ? V::loadu(e + c, left < 0 ? 0 : left) : V::loadu(e + c);
       const V w_c = kWeighted ? V::loadu(group.w + c) : V(1);
-      g.part[q] =
-          class_gradient<kCalibration, kWeighted>(V::loadu(e + c), V::loadu(group.n + c), w_c, k);
+      g.part[q] = class_gradient<kCalibration, kWeighted>(e_c, V::loadu(group.n + c), w_c, k);
       if (class_stride != 1) g.part[q].store(e + c);
     }
     if (class_stride == 1) g.store(to + j, count);
@@ -283,20 +283,29 @@ inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments,
   const RowLayout &from = arguments.logits_layout, &to = arguments.gradient_layout;
   const scalar_t* logits = arguments.logits + from.offset(tile.first);
   scalar_t* gradient = kGradient ? arguments.gradient + to.offset(tile.first) : nullptr;
+  const bool in_place = std::is_same_v<scalar_t, T> && num_classes >= kLongRow &&
+                        from.class_stride == 1 && (!kGradient || to.class_stride == 1);
+  constexpr int64_t kWidth = Vector<T>::size();
+  const int64_t size = in_place ? num_classes : (num_classes + kWidth - 1) / kWidth * kWidth;
+  const auto z_of = [&](int64_t i) {
+    return in_place ? reinterpret_cast<const T*>(logits + i * from.position_stride)
+                    : scratch + i * stride;
+  };
+  const auto e_of = [&](int64_t i) {
+    return in_place ? reinterpret_cast<T*>(gradient + i * to.position_stride)
+                    : scratch + i * stride;
+  };
+
   for (int64_t i = 0; i < tile.rows; ++i) {
     if (tile.label[i] == kIgnored) continue;
-    T* z = scratch + i * stride;
-    tile.maximum[i] =
-        load_row(logits + i * from.position_stride, from.class_stride, num_classes, z);
-    tile.d_y[i] =
-        static_cast<T>(logits[i * from.position_stride + tile.label[i] * from.class_stride]) -
-        tile.maximum[i];
+    tile.maximum[i] = load_row(logits + i * from.position_stride, from.class_stride, num_classes,
+                               in_place ? nullptr : scratch + i * stride);
+    tile.d_y[i] = z_of(i)[tile.label[i]] - tile.maximum[i];
   }
   for (int64_t i = 0; i < tile.rows; ++i) {
     if (tile.label[i] == kIgnored) continue;
     const auto sums = exponentiate_row<kWeighted, kGradient>(
-        group, tile, i, num_classes, logits + i * from.position_stride, from.class_stride,
-        scratch + i * stride, logits + (i + tile.rows) * from.position_stride,
+        group, tile, i, size, z_of(i), e_of(i), logits + (i + tile.rows) * from.position_stride,
         gradient + i * to.position_stride);
     tile.sums.s[i] = sums.s;
     tile.sums.a[i] = sums.a;
@@ -305,8 +314,8 @@ inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments,
   }
   const double loss = finish<kCalibration>(arguments, group, tile);
   for (int64_t i = 0; kGradient && i < tile.rows; ++i) {
-    store_row<kCalibration, kWeighted>(group, tile, i, num_classes, scratch + i * stride,
-                                       to.class_stride, gradient + i * to.position_stride);
+    store_row<kCalibration, kWeighted>(group, tile, i, num_classes, e_of(i), to.class_stride,
+                                       gradient + i * to.position_stride);
   }
   return loss;
 }
