@@ -63,8 +63,8 @@ def inputs(shape: Shape, dtype: torch.dtype, device: str) -> tuple[Tensor, Tenso
 
 def backward_step(loss: Loss, logits: Tensor, target: Tensor) -> timing.Step:
     def step() -> None:
-        logits.grad = None
         loss(logits, target).backward()
+        logits.grad = None  # each variant frees its own gradient
 
     return step
 

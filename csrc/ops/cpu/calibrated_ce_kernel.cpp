@@ -107,13 +107,13 @@ inline void read_labels(const CalibratedCEArguments<scalar_t>& arguments,
 }
 
 // A vector's terms of the row sums; s has the exponentials.
-template <bool kWeighted, typename V>
+template <typename scalar_t, bool kWeighted, typename V>
 inline RowSums<V> terms_of(V z, V m, V n_y, V n, V w) {
   using T = typename V::value_type;
   const V d = z - m;
   // So low a logit's exponential is 0, and so are its products: not nan, as of 0 and infinity.
   const V bounded_d = larger(d, V(kExpLowest<T>));
-  const V e = exp_nonpositive(bounded_d);
+  const V e = exp_nonpositive<sizeof(scalar_t) == 2>(bounded_d);
   const V weighted_e = kWeighted ? w * (e * (n - n_y)) : e * (n - n_y);
   return {e, weighted_e, weighted_e * bounded_d,
           kWeighted ? V::blendv(w * d, V(0), w == V(0)) : V(0)};
@@ -230,7 +230,7 @@ inline RowSums<double> exponentiate_row(const CalibratedCEGroup<T>& group, const
       V z_j = V::loadu(z + j, count);
       if (count < V::size()) z_j = V::set(lowest, z_j, count);
       const V w_j = kWeighted ? V::loadu(group.w + j) : V(1);
-      const auto terms = terms_of<kWeighted>(z_j, m, n_y, V::loadu(group.n + j), w_j);
+      const auto terms = terms_of<scalar_t, kWeighted>(z_j, m, n_y, V::loadu(group.n + j), w_j);
       part = added(part, terms);
       __builtin_prefetch(next + j, /*rw=*/0, /*locality=*/2);
       if constexpr (kGradient) {
@@ -359,7 +359,7 @@ inline void exponentiate_columns(const CalibratedCEGroup<T>& group, Tile<T>& til
     for (int64_t c = 0; c < num_classes; ++c) {
       T* p = z + c * stride + i;
       const V w_c(kWeighted ? group.w[c] : T(1));
-      const auto terms = terms_of<kWeighted>(V::loadu(p), m, n_y, V(group.n[c]), w_c);
+      const auto terms = terms_of<scalar_t, kWeighted>(V::loadu(p), m, n_y, V(group.n[c]), w_c);
       sums = added(
           sums, RowSums<Wide<T>>{widen(terms.s), widen(terms.a), widen(terms.b), widen(terms.v)});
       __builtin_prefetch(next + c * next_stride + i, /*rw=*/0, /*locality=*/2);
