@@ -1,12 +1,14 @@
 """Fused CPU and CUDA kernels for federated learning.
 
 `calibrated_ce` is FedGA's loss (arXiv 2412.16582), a drop-in for
-`torch.nn.functional.cross_entropy`. `fedkern.fl` trains federated models with it;
-`fedkern --help` does so from the command line.
+`torch.nn.functional.cross_entropy`. `fedkern.simplex` has the kernels of Floco (arXiv 2403.03333):
+sampling, projecting, interpolating and assigning on a simplex of models. `fedkern.fl` trains
+federated models; `fedkern --help` does so from the command line.
 
 Importing fedkern loads its compiled operators (`torch.ops.fedkern`). It does not initialise CUDA.
 """
 
+from fedkern import simplex
 from fedkern._library import __version__, build_info
 from fedkern.losses import CalibratedCrossEntropyLoss, calibrated_ce, class_counts
 
@@ -16,4 +18,5 @@ __all__ = [
     "build_info",
     "calibrated_ce",
     "class_counts",
+    "simplex",
 ]

@@ -21,6 +21,7 @@ from calibrated_ce_problems import (
     make_weight,
     value_and_gradient,
 )
+from cpu_capabilities import CAPABILITIES, expected_capability, run_tests_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -606,33 +607,15 @@ assert len(os.listdir("/proc/self/task")) == before + 2
     assert done.returncode == 0, done.stderr
 
 
-CAPABILITIES = ["DEFAULT", "AVX2", "AVX512"]
-CHILD = "FEDKERN_TEST_CAPABILITY"
-
-
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_cpu_capability(capability: str) -> None:
     """The kernels for each vector width this machine has, in a process that is made to use them."""
-    best = torch.backends.cpu.get_cpu_capability()
-    if CHILD in os.environ or best not in CAPABILITIES:
-        pytest.skip("one process does for each capability of an x86-64 machine")
-    if CAPABILITIES.index(capability) > CAPABILITIES.index(best):
-        pytest.skip(f"this machine's best is {best}")
     chosen = "(accuracy or reference or strides or masked or nan_and or forced) and not emulated"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, __file__],
-        env={**os.environ, "ATEN_CPU_CAPABILITY": capability.lower(), CHILD: capability},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_tests_with(capability, __file__, chosen)
 
 
 def test_the_forced_capability_is_in_use() -> None:
-    expected = os.environ.get(CHILD, torch.backends.cpu.get_cpu_capability())
-    if expected not in CAPABILITIES:
-        expected = "DEFAULT"
-    assert fedkern.build_info()["cpu_capability"] == expected
+    assert fedkern.build_info()["cpu_capability"] == expected_capability()
 
 
 # ---- bad input ----------------------------------------------------------------------------------

@@ -1,20 +1,18 @@
-"""What every operator of the library must do. operator_table.py lists them, with what each needs.
+"""What every operator of the library must do. operators/ lists them, with what each needs.
 
 An operator without an entry fails here. The operators' own tests go further.
 """
 
 import inspect
 import itertools
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from operator_table import OPERATORS, Arguments, Operator
+from cpu_capabilities import CAPABILITIES, run_tests_with
+from operators import OPERATORS, Arguments, Operator
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -187,26 +185,11 @@ def test_same_bits_for_any_number_of_threads(operator: Operator) -> None:
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-CAPABILITIES = ["DEFAULT", "AVX2", "AVX512"]
-CHILD = "FEDKERN_TEST_CAPABILITY"
-
-
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_cpu_capability(capability: str) -> None:
     """The values again with each vector width this machine has, in a process made to use it."""
-    best = torch.backends.cpu.get_cpu_capability()
-    if CHILD in os.environ or best not in CAPABILITIES:
-        pytest.skip("one process does for each capability of an x86-64 machine")
-    if CAPABILITIES.index(capability) > CAPABILITIES.index(best):
-        pytest.skip(f"this machine's best is {best}")
     chosen = "(twin or strides or offsets or infinity or threads) and not emulated"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, __file__],
-        env={**os.environ, "ATEN_CPU_CAPABILITY": capability.lower(), CHILD: capability},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_tests_with(capability, __file__, chosen)
 
 
 # ---- torch's machinery --------------------------------------------------------------------------

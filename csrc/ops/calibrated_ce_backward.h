@@ -63,12 +63,13 @@ inline std::optional<RowLayout> grad_loss_layout(const at::Tensor& grad_loss,
   return layout;
 }
 
-// Every backend's last line: calls run(grad_loss, gradient, labels, result) with tensors that have
-// a layout, the labels int64 in row order. `result` may be `gradient`.
+// What every backend does: checks, then calls run(grad_loss, gradient, labels, result) with tensors
+// that have a layout, the labels int64 in row order. `result` may be `gradient`.
 template <typename Run>
 void run_calibrated_ce_backward(const at::Tensor& grad_loss, const at::Tensor& gradient,
                                 const at::Tensor& target, const at::Tensor& result, bool grouped,
                                 const Run& run) {
+  check_calibrated_ce_backward(grad_loss, gradient, target, grouped);
   const at::Tensor to =
       row_layout(result, grouped) ? result : at::empty(result.sizes(), result.options());
   run(grad_loss_layout(grad_loss, target, grouped) ? grad_loss : grad_loss.contiguous(),

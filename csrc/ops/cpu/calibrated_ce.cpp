@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "common/cpu_buffer.h"
+#include "common/switch_dtype.h"
 #include "ops/class_counts.h"
 #include "ops/cpu/calibrated_ce_kernel.h"
 
@@ -242,20 +243,10 @@ std::tuple<at::Tensor, at::Tensor> calibrated_ce_forward(
   const auto options = check_calibrated_ce(input, target, weight, class_counts, calibration,
                                            reduction, label_smoothing, grouped);
   const auto run = [&](const at::Tensor& logits, at::Tensor& loss, at::Tensor& gradient) {
-    const auto call = [&](auto forward_of_dtype) {
-      forward_of_dtype(logits, target, weight, class_counts, options, ignore_index, label_smoothing,
-                       grouped, loss, gradient);
-    };
-    switch (input.scalar_type()) {
-      case at::kFloat:
-        return call(forward<float>);
-      case at::kDouble:
-        return call(forward<double>);
-      case at::kBFloat16:
-        return call(forward<c10::BFloat16>);
-      default:
-        return call(forward<c10::Half>);
-    }
+    switch_dtype(input.scalar_type(), [&](auto zero) {
+      forward<decltype(zero)>(logits, target, weight, class_counts, options, ignore_index,
+                              label_smoothing, grouped, loss, gradient);
+    });
   };
   return allocate_and_run(input, target, options.reduction, grouped, compute_gradient, run);
 }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "common/switch_dtype.h"
 #include "ops/cpu/calibrated_ce_backward_kernel.h"
 
 namespace fedkern {
@@ -37,26 +38,15 @@ void calibrated_ce_backward_into(const at::Tensor& grad_loss, const at::Tensor& 
                                  const at::Tensor& result) {
   const auto run = [&](const at::Tensor& upstream, const at::Tensor& from, const at::Tensor& labels,
                        const at::Tensor& to) {
-    const auto call = [&](auto backward_of_dtype) {
-      backward_of_dtype(upstream, from, labels, target, ignore_index, grouped, to);
-    };
-    switch (gradient.scalar_type()) {
-      case at::kFloat:
-        return call(backward<float>);
-      case at::kDouble:
-        return call(backward<double>);
-      case at::kBFloat16:
-        return call(backward<c10::BFloat16>);
-      default:
-        return call(backward<c10::Half>);
-    }
+    switch_dtype(gradient.scalar_type(), [&](auto zero) {
+      backward<decltype(zero)>(upstream, from, labels, target, ignore_index, grouped, to);
+    });
   };
   run_calibrated_ce_backward(grad_loss, gradient, target, result, grouped, run);
 }
 
 at::Tensor calibrated_ce_backward(const at::Tensor& grad_loss, const at::Tensor& gradient,
                                   const at::Tensor& target, int64_t ignore_index, bool grouped) {
-  check_calibrated_ce_backward(grad_loss, gradient, target, grouped);
   at::Tensor result = at::empty_like(gradient);
   calibrated_ce_backward_into(grad_loss, gradient, target, ignore_index, grouped, result);
   return result;
@@ -64,7 +54,6 @@ at::Tensor calibrated_ce_backward(const at::Tensor& grad_loss, const at::Tensor&
 
 void calibrated_ce_backward_(at::Tensor& gradient, const at::Tensor& grad_loss,
                              const at::Tensor& target, int64_t ignore_index, bool grouped) {
-  check_calibrated_ce_backward(grad_loss, gradient, target, grouped);
   calibrated_ce_backward_into(grad_loss, gradient, target, ignore_index, grouped, gradient);
 }
 

@@ -6,13 +6,14 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include "common/cuda_tensor.h"
+#include "common/switch_dtype.h"
 #include "ops/cuda/calibrated_ce_kernel.h"
 
 namespace fedkern {
 namespace {
 
-// scalar_t is CUDA's own type of input's dtype; at_t is ATen's, of the same bits.
-template <typename scalar_t, typename at_t>
+template <typename scalar_t>
 void forward(const at::Tensor& input, const at::Tensor& target,
              const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& class_counts,
              const CalibratedCEOptions& options, int64_t ignore_index, double label_smoothing,
@@ -30,8 +31,8 @@ void forward(const at::Tensor& input, const at::Tensor& target,
   const at::Tensor labels = target.to(at::kLong).contiguous();
   const at::Tensor counts = class_vector(class_counts), weights = class_vector(weight);
 
-  CalibratedCECudaArguments<scalar_t> arguments{};
-  arguments.logits = reinterpret_cast<const scalar_t*>(input.const_data_ptr<at_t>());
+  CalibratedCECudaArguments<cuda_t<scalar_t>> arguments{};
+  arguments.logits = const_cuda_data<scalar_t>(input);
   arguments.logits_layout = *row_layout(input, grouped);
   arguments.target = labels.const_data_ptr<int64_t>();
   arguments.groups = groups;
@@ -45,9 +46,9 @@ void forward(const at::Tensor& input, const at::Tensor& target,
   arguments.reduction = options.reduction;
   arguments.ignore_index = ignore_index;
   arguments.label_smoothing = label_smoothing;
-  arguments.loss = reinterpret_cast<scalar_t*>(loss.mutable_data_ptr<at_t>());
+  arguments.loss = mutable_cuda_data<scalar_t>(loss);
   if (gradient.defined()) {
-    arguments.gradient = reinterpret_cast<scalar_t*>(gradient.mutable_data_ptr<at_t>());
+    arguments.gradient = mutable_cuda_data<scalar_t>(gradient);
     arguments.gradient_layout = *row_layout(gradient, grouped);
   }
   const auto bytes = static_cast<int64_t>(calibrated_ce_workspace(arguments));
@@ -68,20 +69,10 @@ std::tuple<at::Tensor, at::Tensor> calibrated_ce_forward(
                                            reduction, label_smoothing, grouped);
   const c10::cuda::CUDAGuard guard(input.device());
   const auto run = [&](const at::Tensor& logits, at::Tensor& loss, at::Tensor& gradient) {
-    const auto call = [&](auto forward_of_dtype) {
-      forward_of_dtype(logits, target, weight, class_counts, options, ignore_index, label_smoothing,
-                       grouped, loss, gradient);
-    };
-    switch (input.scalar_type()) {
-      case at::kFloat:
-        return call(forward<float, float>);
-      case at::kDouble:
-        return call(forward<double, double>);
-      case at::kBFloat16:
-        return call(forward<__nv_bfloat16, c10::BFloat16>);
-      default:
-        return call(forward<__half, c10::Half>);
-    }
+    switch_dtype(input.scalar_type(), [&](auto zero) {
+      forward<decltype(zero)>(logits, target, weight, class_counts, options, ignore_index,
+                              label_smoothing, grouped, loss, gradient);
+    });
   };
   return allocate_and_run(input, target, options.reduction, grouped, compute_gradient, run);
 }

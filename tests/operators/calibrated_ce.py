@@ -1,11 +1,5 @@
-"""Every operator of the library: what test_operator_contract.py needs to know to test it.
+"""The entries of calibrated_ce, its forward and its backward."""
 
-A new operator gets an entry here. Where a part of the contract does not apply, the entry says why
-in a string.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,143 +7,30 @@ from torch import Tensor
 
 import fedkern
 from fedkern import reference
-
-Arguments = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Operator:
-    """Arguments are positional throughout, in the order of the operator's schema."""
-
-    name: str  # torch.ops.fedkern.<name>
-    stem: str  # names its files in csrc/ops, csrc/ops/cpu and csrc/ops/cuda
-    family: str  # names its twin, its tests, its benchmark and its section in the docs
-    documented: Callable[..., Any] | str  # the public function
-    twin: Callable[..., Any]  # the same in plain PyTorch
-    dtypes: tuple[torch.dtype, ...]  # of its first argument
-    samples: Callable[[torch.dtype], list[Arguments]]  # empty ones among them
-    large: Callable[[torch.dtype], Arguments]  # work for several threads
-    differentiable: tuple[int, ...] | str  # positions of arguments with derivatives
-    vmap: str | None  # None: there is a rule, and a mapped call is one call
-    offset: int | str  # an argument to whose rows (dimension 1) a constant may be added
-    nonfinite: list[Arguments] | str  # nan, inf and -inf: the twin says what comes of them
-    bad_inputs: list[tuple[type[Exception], str, Arguments]]
-    mutated: int | None = None  # the position of the argument it writes to
-
-    @property
-    def op(self) -> Any:
-        return getattr(torch.ops.fedkern, self.name).default
-
-    def call(self, arguments: Arguments) -> tuple[Tensor, ...]:
-        """The results; of an operator that mutates an argument, a changed copy of that."""
-        if self.mutated is not None:
-            arguments = tuple(
-                a.clone() if i == self.mutated else a for i, a in enumerate(arguments)
-            )
-            self.op(*arguments)
-            return (arguments[self.mutated],)
-        return as_tuple(self.op(*arguments))
-
-    def call_twin(self, arguments: Arguments) -> tuple[Tensor, ...]:
-        return as_tuple(self.twin(*arguments))
+from operators._entry import FLOATING, Arguments, Operator, counts, generator, labels, randn
 
 
-def as_tuple(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return results if isinstance(results, tuple) else (results,)
+def with_all(arguments: Arguments) -> Arguments:
+    """calibrated_ce's arguments, those left out filled in."""
+    defaults = (None, None, "label", -100, "mean", 0.0, False)
+    return (*arguments, *defaults[len(arguments) - 2 :])
 
 
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=generator(seed)).to(dtype)
-
-
-def labels(*shape: int, num_classes: int, seed: int = 1) -> Tensor:
-    return torch.randint(num_classes, shape, generator=generator(seed))
-
-
-def counts(*shape: int, seed: int = 2) -> Tensor:
-    return torch.randint(1, 100, shape, generator=generator(seed))
-
-
-# ---- class_counts -------------------------------------------------------------------------------
-
-
-def class_counts_twin(
-    target: Tensor, num_classes: int, ignore_index: int = -100, grouped: bool = False
-) -> Tensor:
+def calibrated_ce_twin(*arguments: Any) -> Tensor:
+    input, target, weight, class_counts, *options, grouped = with_all(arguments)
+    names = ("calibration", "ignore_index", "reduction", "label_smoothing")
+    named = dict(zip(names, options, strict=True))
     if not grouped:
-        return reference.class_counts(target, num_classes, ignore_index)
-    rows = [reference.class_counts(t, num_classes, ignore_index) for t in target]
-    return torch.stack(rows) if rows else torch.zeros(0, num_classes, dtype=torch.long)
-
-
-CLASS_COUNTS = Operator(
-    name="class_counts",
-    stem="class_counts",
-    family="class_counts",
-    documented=fedkern.class_counts,
-    twin=class_counts_twin,
-    dtypes=(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
-    samples=lambda dtype: [
-        (labels(7, num_classes=5).to(dtype), 5),
-        (labels(3, 4, num_classes=5).to(dtype), 5, 2),
-        (labels(2, 600, num_classes=3).to(dtype), 100, 1, True),
-        (labels(num_classes=3).to(dtype), 3),
-        (labels(0, num_classes=3).to(dtype), 3),
-        (labels(0, 4, num_classes=3).to(dtype), 3, -100, True),
-    ],
-    large=lambda dtype: (labels(200_000, num_classes=10).to(dtype), 10),
-    differentiable="counts of integers have no derivative",
-    vmap=None,
-    offset="labels are no coordinates",
-    nonfinite="integers are finite",
-    bad_inputs=[
-        (TypeError, "target must hold class indices.*got Float", (torch.zeros(3), 2)),
-        (TypeError, "got Bool", (torch.zeros(3, dtype=torch.bool), 2)),
-        (ValueError, "num_classes must be at least 1, got 0", (torch.zeros(3).long(), 0)),
-        (ValueError, "must have groups", (torch.tensor(0), 2, -100, True)),
-        (IndexError, r"\[0, 2\), got 2 at position 1", (torch.tensor([0, 2]), 2)),
-    ],
-)
-
-# ---- calibrated_ce ------------------------------------------------------------------------------
-
-
-def calibrated_ce_twin(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    class_counts: Tensor | None = None,
-    calibration: str = "label",
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-    grouped: bool = False,
-) -> Tensor:
-    def call(z: Tensor, y: Tensor, w: Tensor | None, n: Tensor | None) -> Tensor:
-        return reference.calibrated_ce(
-            z,
-            y,
-            w,
-            class_counts=n,
-            calibration=calibration,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-        )
-
-    if not grouped:
-        return call(input, target, weight, class_counts)
+        return reference.calibrated_ce(input, target, weight, class_counts=class_counts, **named)
 
     def of_group(vector: Tensor | None, g: int) -> Tensor | None:
         return vector[g] if vector is not None and vector.dim() == 2 else vector
 
     losses = [
-        call(input[g], target[g], of_group(weight, g), of_group(class_counts, g))
-        for g in range(len(input))
+        reference.calibrated_ce(
+            z, y, of_group(weight, g), class_counts=of_group(class_counts, g), **named
+        )
+        for g, (z, y) in enumerate(zip(input, target, strict=True))
     ]
     return torch.stack(losses) if losses else input.new_zeros(target.shape[: 1 + target.dim()])
 
@@ -175,9 +56,6 @@ def calibrated_ce_backward_twin(
     return gradient * factor.unsqueeze(class_dim)
 
 
-FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
 def calibrated_ce_samples(dtype: torch.dtype) -> list[Arguments]:
     weight = torch.rand(5, dtype=torch.float64, generator=generator(3)) + 0.1
     of_groups = torch.rand(2, 5, dtype=torch.float64, generator=generator(3)) + 0.1
@@ -198,12 +76,6 @@ def calibrated_ce_samples(dtype: torch.dtype) -> list[Arguments]:
         (randn(0, 5, dtype=dtype), labels(0, num_classes=5), *none, *label, "sum"),
         (randn(2, 0, 5, dtype=dtype), labels(2, 0, num_classes=5), *none, *label, "sum", 0.0, True),
     ]  # fmt: skip
-
-
-def with_all(arguments: Arguments) -> Arguments:
-    """calibrated_ce's arguments, those left out filled in."""
-    defaults = (None, None, "label", -100, "mean", 0.0, False)
-    return (*arguments, *defaults[len(arguments) - 2 :])
 
 
 def nonfinite_logits() -> list[Arguments]:
@@ -356,13 +228,9 @@ CALIBRATED_CE_BACKWARD_ = Operator(
     mutated=0,
 )
 
-OPERATORS = {
-    operator.name: operator
-    for operator in (
-        CLASS_COUNTS,
-        CALIBRATED_CE,
-        CALIBRATED_CE_FORWARD,
-        CALIBRATED_CE_BACKWARD,
-        CALIBRATED_CE_BACKWARD_,
-    )
-}
+OPERATORS = (
+    CALIBRATED_CE,
+    CALIBRATED_CE_FORWARD,
+    CALIBRATED_CE_BACKWARD,
+    CALIBRATED_CE_BACKWARD_,
+)

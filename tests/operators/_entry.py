@@ -1,0 +1,69 @@
+"""An operator's entry, and small inputs for entries."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Arguments = tuple[Any, ...]
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Arguments are positional throughout, in the order of the operator's schema."""
+
+    name: str  # torch.ops.fedkern.<name>
+    stem: str  # names its files in csrc/ops, csrc/ops/cpu and csrc/ops/cuda
+    family: str  # names its twin, its tests, its benchmark and its section in the docs
+    documented: Callable[..., Any] | str  # the public function
+    twin: Callable[..., Any]  # the same in plain PyTorch
+    dtypes: tuple[torch.dtype, ...]  # of its first argument
+    samples: Callable[[torch.dtype], list[Arguments]]  # empty ones among them
+    large: Callable[[torch.dtype], Arguments]  # work for several threads
+    differentiable: tuple[int, ...] | str  # positions of arguments with derivatives
+    vmap: str | None  # None: there is a rule, and a mapped call is one call
+    offset: int | str  # an argument to whose rows (dimension 1) a constant may be added
+    nonfinite: list[Arguments] | str  # nan, inf and -inf: the twin says what comes of them
+    bad_inputs: list[tuple[type[Exception], str, Arguments]]
+    mutated: int | None = None  # the position of the argument it writes to
+
+    @property
+    def op(self) -> Any:
+        return getattr(torch.ops.fedkern, self.name).default
+
+    def call(self, arguments: Arguments) -> tuple[Tensor, ...]:
+        """The results; of an operator that mutates an argument, a changed copy of that."""
+        if self.mutated is not None:
+            arguments = tuple(
+                a.clone() if i == self.mutated else a for i, a in enumerate(arguments)
+            )
+            self.op(*arguments)
+            return (arguments[self.mutated],)
+        return as_tuple(self.op(*arguments))
+
+    def call_twin(self, arguments: Arguments) -> tuple[Tensor, ...]:
+        return as_tuple(self.twin(*arguments))
+
+
+def as_tuple(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return results if isinstance(results, tuple) else (results,)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=generator(seed)).to(dtype)
+
+
+def labels(*shape: int, num_classes: int, seed: int = 1) -> Tensor:
+    return torch.randint(num_classes, shape, generator=generator(seed))
+
+
+def counts(*shape: int, seed: int = 2) -> Tensor:
+    return torch.randint(1, 100, shape, generator=generator(seed))
