@@ -15,6 +15,8 @@ TORCH_LIBRARY(fedkern, m) {
   m.def("calibrated_ce_backward(Tensor grad_loss, Tensor gradient, Tensor target, int ignore_index, bool grouped) -> Tensor");
   m.def("calibrated_ce_backward_(Tensor(a!) gradient, Tensor grad_loss, Tensor target, int ignore_index, bool grouped) -> ()");
   m.def("class_counts(Tensor target, SymInt num_classes, int ignore_index=-100, bool grouped=False) -> Tensor");
+  m.def("simplex_riesz_energy(Tensor points, float s=2.0, float min_distance=1e-4) -> Tensor");
+  m.def("simplex_riesz_energy_by_size(Tensor scores, Tensor sizes, Tensor? wanted=None, bool screen=False) -> Tensor");
 }
 // clang-format on
 

@@ -76,6 +76,7 @@ struct Vector {
   friend Vector operator-(const Vector& a, const Vector& b) { return {a.lanes - b.lanes}; }
   friend Vector operator*(const Vector& a, const Vector& b) { return {a.lanes * b.lanes}; }
   friend Vector operator/(const Vector& a, const Vector& b) { return {a.lanes / b.lanes}; }
+  friend Vector operator>(const Vector& a, const Vector& b) { return {(Lanes)(a.lanes > b.lanes)}; }
   friend Vector operator==(const Vector& a, const Vector& b) {
     return {(Lanes)(a.lanes == b.lanes)};
   }

@@ -1,0 +1,127 @@
+#include "ops/simplex_riesz_energy.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "common/cpu_buffer.h"
+#include "ops/cpu/simplex_riesz_energy_kernel.h"
+
+namespace fedkern {
+namespace {
+
+using Tiles = CpuBuffer<double, 1024>;
+
+double log_mean(double sum, int64_t num_points) {
+  const auto n = static_cast<double>(num_points);
+  return std::log(sum / (n * (n - 1) / 2));
+}
+
+at::Tensor simplex_riesz_energy(const at::Tensor& points, double s, double min_distance) {
+  check_simplex_riesz_energy(points, s, min_distance);
+  const at::Tensor rows = points.to(at::kDouble);
+  const auto from = rows.accessor<double, 2>();
+  const int64_t num_points = rows.size(0), dimensions = rows.size(1);
+  const int64_t size = tiles_size(num_points, dimensions);
+  Tiles tiles(size);
+  std::fill_n(tiles.data(), size, 0);
+  for (int64_t i = 0; i < num_points; ++i) {
+    for (int64_t d = 0; d < dimensions; ++d) tiles[tiles_index(i, d, dimensions)] = from[i][d];
+  }
+
+  const auto run = simplex_riesz_energy_kernels().sum_of_powers;
+  CpuBuffer<double, 64> sums(num_tiles(num_points));
+  at::parallel_for(0, num_tiles(num_points), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      sums[tile] =
+          run(tiles.data(), num_points, dimensions, tile, min_distance * min_distance, -s / 2);
+    }
+  });
+  double sum = 0;
+  for (int64_t tile = 0; tile < num_tiles(num_points); ++tile) sum += sums[tile];
+  at::Tensor energy = at::empty({}, rows.options());
+  *energy.mutable_data_ptr<double>() = log_mean(sum, num_points);
+  return energy;
+}
+
+// ---- by size -----------------------------------------------------------------------------------
+
+// Writes what SortedScores holds.
+void sort_scores(const at::Tensor& scores, double* shifted, double* sums) {
+  const auto from = scores.accessor<double, 2>();
+  const int64_t num_points = scores.size(0), dimensions = scores.size(1);
+  std::fill_n(shifted, tiles_size(num_points, dimensions), 0);
+  std::fill_n(sums, tiles_size(num_points, dimensions), 0);
+  CpuBuffer<double, 64> row(dimensions);
+  double* const begin = row.data();
+  double* const end = begin + dimensions;
+  for (int64_t i = 0; i < num_points; ++i) {
+    for (int64_t d = 0; d < dimensions; ++d) row[d] = from[i][d];
+    const double greatest = *std::max_element(begin, end);
+    for (int64_t d = 0; d < dimensions; ++d) {
+      row[d] -= greatest;
+      shifted[tiles_index(i, d, dimensions)] = row[d];
+    }
+    // What is not finite has no order, and no energy.
+    const bool finite = std::all_of(begin, end, [](double x) { return std::isfinite(x); });
+    if (finite) std::sort(begin, end, std::greater<>());
+    double sum = finite ? 0 : std::numeric_limits<double>::quiet_NaN();
+    for (int64_t d = 0; d < dimensions; ++d) sums[tiles_index(i, d, dimensions)] = sum += row[d];
+  }
+}
+
+template <typename T>
+void energies_by_size(const SubregionKernels<T>& kernels, const SortedScores& scores,
+                      const at::Tensor& sizes, const bool* wanted, at::Tensor& energies) {
+  constexpr T kLeast = kSubregionMinDistance * kSubregionMinDistance;
+  const at::Tensor dense = sizes.contiguous();
+  const double* const size = dense.const_data_ptr<double>();
+  double* const energy = energies.mutable_data_ptr<double>();
+  at::parallel_for(0, sizes.numel(), 1, [&](int64_t begin, int64_t end) {
+    CpuBuffer<T, 1024> tiles(tiles_size(scores.num_points, scores.dimensions));
+    for (int64_t z = begin; z < end; ++z) {
+      energy[z] = std::numeric_limits<double>::infinity();
+      if (wanted && !wanted[z]) continue;
+      kernels.project(scores, size[z], tiles.data());
+      double sum = 0;
+      for (int64_t tile = 0; tile < num_tiles(scores.num_points); ++tile) {
+        sum += kernels.sum_of_reciprocals(tiles.data(), scores.num_points, scores.dimensions, tile,
+                                          kLeast);
+      }
+      energy[z] = log_mean(sum, scores.num_points);
+    }
+  });
+}
+
+at::Tensor simplex_riesz_energy_by_size(const at::Tensor& scores, const at::Tensor& sizes,
+                                        const std::optional<at::Tensor>& wanted, bool screen) {
+  check_simplex_riesz_energy_by_size(scores, sizes, wanted);
+  const int64_t num_points = scores.size(0), dimensions = scores.size(1);
+  const int64_t size = tiles_size(num_points, dimensions);
+  Tiles shifted(size), sums(size);
+  sort_scores(scores, shifted.data(), sums.data());
+  const SortedScores sorted{shifted.data(), sums.data(), num_points, dimensions};
+  const at::Tensor flags = wanted ? wanted->contiguous() : at::Tensor();
+  const bool* const flag_data = wanted ? flags.const_data_ptr<bool>() : nullptr;
+  at::Tensor energies = at::empty(sizes.sizes(), sizes.options());
+  const auto& kernels = simplex_riesz_energy_kernels();
+  if (screen) {
+    energies_by_size(kernels.in_float, sorted, sizes, flag_data, energies);
+  } else {
+    energies_by_size(kernels.in_double, sorted, sizes, flag_data, energies);
+  }
+  return energies;
+}
+
+}  // namespace
+}  // namespace fedkern
+
+TORCH_LIBRARY_IMPL(fedkern, CPU, m) {
+  m.impl("simplex_riesz_energy", TORCH_FN(fedkern::simplex_riesz_energy));
+  m.impl("simplex_riesz_energy_by_size", TORCH_FN(fedkern::simplex_riesz_energy_by_size));
+}

@@ -1,0 +1,142 @@
+"""Principal components of a few long rows: K statistics of D numbers, K much smaller than D.
+
+The K x K Gram matrix of the centred rows has the scores' directions as eigenvectors; all is in
+float64. Forming it squares the singular values, so small ones lose digits beside a large one. A
+Rayleigh-Ritz step on the rows themselves gives them back.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+CHUNK_COLUMNS = 1024  # of the statistics, in float64 at a time
+SMALL = 512  # matrices up to this size are decomposed directly
+
+
+def principal_components(stats: Tensor, num_components: int) -> Tensor:
+    """The scores of the rows of `stats` on their first principal components.
+
+    Components whose eigenvalue is below K eps times the largest are 0. Of each component's D
+    loadings the first of largest magnitude is positive, as in scikit-learn >= 1.5.
+
+    Args:
+        stats: [K, D] floating, finite, K and D at least num_components.
+        num_components: M.
+
+    Returns:
+        float64 [K, M].
+    """
+    basis = top_eigenvectors(_gram(stats), num_components)
+
+    # U spans the components nearly. One more multiplication by the rows and their transpose brings
+    # it nearer, and the small decomposition of what it projects the rows to separates them.
+    directions, _ = torch.linalg.qr(_transposed_product(stats, basis))
+    projected = _product(stats, directions)
+    left, singular_values, right = torch.linalg.svd(projected, full_matrices=False)
+    loadings = directions @ right.mT
+
+    largest = loadings.gather(0, loadings.abs().argmax(0, keepdim=True))
+    eigenvalues = singular_values.square()
+    threshold = len(stats) * torch.finfo(torch.float64).eps * eigenvalues[0]
+    scores = left * singular_values * torch.where(largest < 0, -1.0, 1.0)
+    return torch.where(eigenvalues < threshold, 0.0, scores)
+
+
+# ---- products with the centred rows -------------------------------------------------------------
+
+
+def _chunks(stats: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The centred rows, some columns at a time. Each is overwritten by the next."""
+    buffer = stats.new_empty((len(stats) * CHUNK_COLUMNS,), dtype=torch.float64)
+    weights = stats.new_full((len(stats),), 1 / len(stats), dtype=torch.float64)
+    for begin in range(0, stats.shape[1], CHUNK_COLUMNS):
+        columns = slice(begin, begin + CHUNK_COLUMNS)
+        chunk = buffer[: stats[:, columns].numel()].view(len(stats), -1).copy_(stats[:, columns])
+        yield columns, chunk.sub_(weights @ chunk)
+
+
+def _gram(stats: Tensor) -> Tensor:
+    """The Gram matrix [K, K]. Its upper half is computed, in blocks of rows, and mirrored."""
+    size = len(stats)
+    gram = stats.new_zeros((size, size), dtype=torch.float64)
+    step = max(128, size // 16)
+    blocks = [slice(begin, begin + step) for begin in range(0, size, step)]
+    for _, chunk in _chunks(stats):
+        for block in blocks:
+            gram[block, block.start :].addmm_(chunk[block], chunk[block.start :].mT)
+    for block in blocks:
+        gram[block.stop :, block] = gram[block, block.stop :].mT
+    return gram
+
+
+def _transposed_product(stats: Tensor, vectors: Tensor) -> Tensor:
+    """The centred rows' transpose times `vectors` [K, M]."""
+    return torch.cat([vectors.mT @ chunk for _, chunk in _chunks(stats)], dim=1).mT
+
+
+def _product(stats: Tensor, vectors: Tensor) -> Tensor:
+    """The centred rows times `vectors` [D, M]."""
+    result = stats.new_zeros((len(stats), vectors.shape[1]), dtype=torch.float64)
+    for columns, chunk in _chunks(stats):
+        result.addmm_(chunk, vectors[columns])
+    return result
+
+
+# ---- eigenvectors -------------------------------------------------------------------------------
+
+
+def top_eigenvectors(matrix: Tensor, count: int) -> Tensor:
+    """Orthonormal eigenvectors [K, count] of the largest eigenvalues of a symmetric matrix.
+
+    Small matrices are decomposed as a whole. Of large ones the Lanczos process (with full
+    reorthogonalisation) finds the top. A single starting vector never sees a second eigenvector of
+    the same eigenvalue: so once all have converged, it goes on from a random vector for as many
+    steps, and is done when that changes nothing.
+    """
+    size = len(matrix)
+    if size <= SMALL:
+        return _decomposed(matrix, count)
+    steps = size // 2  # beyond them the whole decomposition is faster
+    basis = matrix.new_empty((steps, size))
+    products = matrix.new_empty((steps, size))
+    generator = torch.Generator(matrix.device).manual_seed(0)
+    eps = torch.finfo(matrix.dtype).eps
+    started, deadline = 0, 0
+    found: Tensor | None = None
+
+    direction = _random_vector(matrix, generator)
+    for step in range(steps):
+        length = torch.linalg.vector_norm(direction)
+        for _ in range(2):  # the second pass removes what rounding left
+            direction = direction - (basis[:step] @ direction) @ basis[:step]
+        if torch.linalg.vector_norm(direction) <= 1e3 * eps * length:  # an invariant subspace
+            direction = _random_vector(matrix, generator)
+            direction -= (basis[:step] @ direction) @ basis[:step]
+        basis[step] = direction / torch.linalg.vector_norm(direction)
+        direction = products[step] = matrix @ basis[step]
+
+        done = step + 1
+        if done < max(2 * count, deadline) or done % 16:
+            continue
+        values, vectors = torch.linalg.eigh(basis[:done] @ products[:done].mT)
+        values, vectors = values[-count:], vectors[:, -count:]
+        residuals = products[:done].mT @ vectors - (basis[:done].mT @ vectors) * values
+        allowed = torch.maximum(1e-9 * values, 64 * eps * values[-1])
+        if (torch.linalg.vector_norm(residuals, dim=0) > allowed).any():
+            continue
+        if found is not None and ((values - found).abs() <= allowed).all():
+            return basis[:done].mT @ vectors.flip(1)
+        found, started, deadline = values, done, 2 * done - started
+        direction = _random_vector(matrix, generator)
+    return _decomposed(matrix, count)
+
+
+def _decomposed(matrix: Tensor, count: int) -> Tensor:
+    return torch.linalg.eigh(matrix).eigenvectors[:, -count:].flip(1)
+
+
+def _random_vector(matrix: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(
+        len(matrix), dtype=matrix.dtype, device=matrix.device, generator=generator
+    )
