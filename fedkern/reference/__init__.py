@@ -2,5 +2,6 @@
 
 from fedkern.reference.calibrated_ce import calibrated_ce
 from fedkern.reference.class_counts import class_counts
+from fedkern.reference.simplex_project import simplex_project
 
-__all__ = ["calibrated_ce", "class_counts"]
+__all__ = ["calibrated_ce", "class_counts", "simplex_project"]
