@@ -7,6 +7,7 @@
 #include "build_facts.h"
 #include "common/cpu_capability.h"
 #include "ops/calibrated_ce.h"
+#include "ops/simplex_project.h"
 
 // clang-format off
 TORCH_LIBRARY(fedkern, m) {
@@ -17,6 +18,8 @@ TORCH_LIBRARY(fedkern, m) {
   m.def("class_counts(Tensor target, SymInt num_classes, int ignore_index=-100, bool grouped=False) -> Tensor");
   m.def("simplex_riesz_energy(Tensor points, float s=2.0, float min_distance=1e-4) -> Tensor");
   m.def("simplex_riesz_energy_by_size(Tensor scores, Tensor sizes, Tensor? wanted=None, bool screen=False) -> Tensor");
+  m.def("simplex_project(Tensor x, Tensor z, int dim=-1) -> (Tensor result, Tensor support)");
+  m.def("simplex_project_backward(Tensor grad, Tensor support, int dim) -> Tensor");
 }
 // clang-format on
 
@@ -25,6 +28,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_architectures") = FEDKERN_CUDA_ARCHITECTURES;
   m.attr("cuda_reason") = FEDKERN_CUDA_REASON;
   m.attr("cpu_capability") = fedkern::cpu_capability_name();
-  // The same as torch.ops.fedkern.calibrated_ce, without torch.ops' interpretation of the schema.
+  // The same as in torch.ops.fedkern, without torch.ops' interpretation of the schema.
   m.def("calibrated_ce", torch::wrap_pybind_function_no_gil(fedkern::call_calibrated_ce));
+  m.def("simplex_project", torch::wrap_pybind_function_no_gil(fedkern::call_simplex_project));
+  m.def("simplex_project", torch::wrap_pybind_function_no_gil(fedkern::call_simplex_project_onto));
 }

@@ -38,6 +38,7 @@ __version__ = metadata.version("fedkern")
 _check_torch()
 _C = _load("_C")
 call_calibrated_ce = _C.calibrated_ce
+call_simplex_project = _C.simplex_project
 
 # The CPU operators are of use without the CUDA ones, so a failure here is kept, not raised.
 _cuda_reason: str = _C.cuda_reason

@@ -137,6 +137,4 @@ def _decomposed(matrix: Tensor, count: int) -> Tensor:
 
 
 def _random_vector(matrix: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(
-        len(matrix), dtype=matrix.dtype, device=matrix.device, generator=generator
-    )
+    return torch.randn(len(matrix), dtype=matrix.dtype, device=matrix.device, generator=generator)

@@ -4,3 +4,184 @@ M endpoints theta_1, ..., theta_M span a simplex. Its points alpha (alpha >= 0, 
 models theta(alpha) = sum_m alpha_m theta_m; a subregion holds the points within an L1 radius of a
 centre.
 """
+
+from typing import Literal, NamedTuple, cast, overload
+
+import torch
+from torch import Tensor
+from torch.overrides import has_torch_function
+
+from fedkern import _library
+from fedkern._pca import principal_components
+
+
+def project(x: Tensor, z: Tensor | float = 1.0, dim: int = -1) -> Tensor:
+    r"""The points of the simplex {w >= 0, sum w = z} that are nearest to the rows of x.
+
+    Euclidean projection; with z = 1 also known as sparsemax (Martins and Astudillo, arXiv
+    1602.02068). With tau such that the result sums to z,
+
+        w = max(x - tau, 0)
+
+    Its derivative keeps the support S = {i : x_i > tau}: the upstream gradient g becomes g - mean of
+    g over S on S, and 0 elsewhere. Derivatives of any order; where the support changes they are
+    those of one side. Under torch.vmap a stack of calls is one call of the kernel.
+
+    Args:
+        x: [..., M, ...], at least one element a row; float32, float64, bfloat16 or float16, any
+            strides. Rows that do not lie one after the other, each contiguous, are copied. -inf
+            gives 0. A row with nan or inf, or all of -inf, is nan, and so is its gradient.
+        z: the sum of a row: positive, finite and not subnormal (of half types: in float32). A
+            number, or a floating tensor with one value a row, of x's shape without `dim` or
+            broadcastable to that. It gets no gradient.
+        dim: the dimension that rows lie along.
+
+    Returns:
+        x's shape and dtype, with the strides of `torch.empty_like(x)`. Half types compute in
+        float32. The row's maximum is subtracted first: a common offset loses nothing but what it
+        has cost x already. Forward-mode derivatives are refused.
+
+    Raises:
+        TypeError: a dtype that is not supported.
+        ValueError: a shape, device or z that is not as above, or a z that requires grad. On CUDA
+            the values of a tensor z are checked by device-side asserts.
+        IndexError: no such dimension.
+    """
+    # A straight call costs less than one through torch.ops; but compilers and what imitates tensors
+    # need the latter, and it says which argument is of a wrong type.
+    if not (torch.compiler.is_compiling() or has_torch_function((x, z))):
+        try:  # contextlib.suppress would cost more than this path saves
+            return cast(Tensor, _library.call_simplex_project(x, z, dim))
+        except TypeError:
+            pass
+    size = z if isinstance(z, Tensor) else torch.tensor(z, dtype=torch.float64)
+    return cast(Tensor, torch.ops.fedkern.simplex_project.default(x, size, dim)[0])
+
+
+class SubregionInfo(NamedTuple):
+    """How `assign_subregions` came to its result."""
+
+    size: Tensor
+    """z, the size of the simplex that the scores were projected onto; float64 []."""
+    energy: Tensor
+    """The Riesz energy of the result; float64 []."""
+    sizes: Tensor
+    """The sizes that were tried; float64 [num_sizes]."""
+    energies: Tensor
+    """The energies at `sizes`; float64 [num_sizes]."""
+    scores: Tensor
+    """The statistics' principal components; float64 [K, M]."""
+
+
+def riesz_energy(points: Tensor, s: float = 2.0, min_distance: float = 1e-4) -> Tensor:
+    """The Riesz s-energy of points: how evenly they are spread (Hardin and Saff 2004).
+
+    The logarithm of the mean over all pairs of 1 / max(distance, min_distance)^s.
+
+    Args:
+        points: [K, M], K at least 2, floating; converted to float64.
+        s: positive.
+        min_distance: distances are taken to be at least so large; positive.
+
+    Returns:
+        float64 []; nan where a point is not finite. It has no derivative: asking for one raises a
+        RuntimeError.
+
+    Raises:
+        TypeError: points that are not floating.
+        ValueError: a shape, s or min_distance that is not as above.
+    """
+    return cast(Tensor, torch.ops.fedkern.simplex_riesz_energy.default(points, s, min_distance))
+
+
+@overload
+def assign_subregions(
+    stats: Tensor,
+    num_endpoints: int,
+    *,
+    num_sizes: int = ...,
+    return_info: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def assign_subregions(
+    stats: Tensor, num_endpoints: int, *, num_sizes: int = ..., return_info: Literal[True]
+) -> tuple[Tensor, SubregionInfo]: ...
+
+
+@torch.no_grad()
+def assign_subregions(
+    stats: Tensor, num_endpoints: int, *, num_sizes: int = 1000, return_info: bool = False
+) -> Tensor | tuple[Tensor, SubregionInfo]:
+    """Each client's point of the simplex, the centre of its subregion (Floco, arXiv 2403.03333).
+
+    The clients' statistics are reduced to their first M principal components. For sizes z evenly
+    spaced in [1e-4, 1] these are projected onto the simplex of size z and divided by z; the z with
+    the least Riesz energy (s = 2, distances at least 1e-4) wins, the first one of equals.
+
+    Pairs are screened in float32. The energies that may be the least are computed in float64.
+
+    Args:
+        stats: [K, D], a row a client: its flattened pseudo-gradient of the endpoints, global minus
+            local. Floating and finite. They are not rescaled, so their scale matters.
+        num_endpoints: M, at least 1 and at most K and D. K is at least 2.
+        num_sizes: how many z are tried.
+        return_info: also return a `SubregionInfo`; all energies are then computed in float64.
+
+    Returns:
+        beta, [K, M], rows in the order of the statistics, each on the simplex; float64 for float64
+        statistics, else float32. With `return_info`, (beta, info).
+
+    Raises:
+        TypeError: stats that are not floating.
+        ValueError: fewer clients or statistics than endpoints, fewer than two clients, statistics
+            that are not finite, or num_sizes less than 1.
+    """
+    _check_assign_subregions(stats, num_endpoints, num_sizes)
+    scores = principal_components(stats, num_endpoints)
+    sizes = torch.linspace(1e-4, 1, num_sizes, dtype=torch.float64, device=stats.device)
+    energies_of = torch.ops.fedkern.simplex_riesz_energy_by_size.default
+    wanted = None
+    if not return_info:
+        screened = energies_of(scores, sizes, None, True)
+        wanted = screened <= screened.min() + 2 * SCREEN_ERROR
+    energies = energies_of(scores, sizes, wanted)
+    best = energies.argmin()
+    size = sizes[best]
+    points = project(scores, size)
+    beta = points / points.sum(1, keepdim=True)
+    if stats.dtype != torch.float64:
+        beta = beta.float()
+    if return_info:
+        return beta, SubregionInfo(size, energies[best], sizes, energies, scores)
+    return beta
+
+
+# What float32 changes in an energy, at most. Coordinates are at most 1 and a point's norm is, too:
+# rounding them moves a point by 2^-25, a distance by 2^-24, that is a squared distance of 1e-4^2 by
+# the factor 1 + 2 * 2^-24 / 1e-4. The sums' rounding is far less than what is added for it.
+SCREEN_ERROR = 2 * 2**-24 / 1e-4 + 1e-4
+
+
+def _check_assign_subregions(stats: Tensor, num_endpoints: int, num_sizes: int) -> None:
+    if not stats.is_floating_point():
+        raise TypeError(f"assign_subregions: stats must be floating, got {stats.dtype}")
+    if stats.dim() != 2 or len(stats) < 2:
+        raise ValueError(
+            f"assign_subregions: stats must have shape [K, D] with K >= 2, got {[*stats.shape]}"
+        )
+    if not 1 <= num_endpoints <= min(stats.shape):
+        clients, dimensions = stats.shape
+        raise ValueError(
+            "assign_subregions: num_endpoints must be at least 1 and at most the number of clients "
+            f"and of statistics of each, {clients} and {dimensions}, got {num_endpoints}"
+        )
+    if num_sizes < 1:
+        raise ValueError(f"assign_subregions: num_sizes must be at least 1, got {num_sizes}")
+    finite = stats.isfinite().all(1)
+    if not finite.all():
+        client = int(finite.logical_not().nonzero()[0])
+        raise ValueError(
+            f"assign_subregions: stats must be finite; those of client {client} are not"
+        )

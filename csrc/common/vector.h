@@ -22,6 +22,7 @@ namespace fedkern {
 template <typename T>
 using Vector = at::vec::Vectorized<T>;
 
+using at::vec::clamp_max;
 using at::vec::clamp_min;
 using at::vec::fmadd;
 
@@ -85,6 +86,10 @@ struct Vector {
 template <typename T>
 inline Vector<T> clamp_min(const Vector<T>& a, const Vector<T>& least) {
   return {a.lanes < least.lanes ? least.lanes : a.lanes};
+}
+template <typename T>
+inline Vector<T> clamp_max(const Vector<T>& a, const Vector<T>& most) {
+  return {a.lanes > most.lanes ? most.lanes : a.lanes};
 }
 template <typename T>
 inline Vector<T> fmadd(const Vector<T>& a, const Vector<T>& b, const Vector<T>& c) {

@@ -82,6 +82,13 @@ FEDKERN_ALWAYS_INLINE Wide<T> operator+(const Wide<T>& x, const Wide<T>& y) {
 }
 
 template <typename T>
+FEDKERN_ALWAYS_INLINE double sum_of_lanes(const Wide<T>& v) {
+  Vector<double> sum = v.part[0];
+  for (int i = 1; i < Wide<T>::kParts; ++i) sum = sum + v.part[i];
+  return sum_of_lanes(sum);
+}
+
+template <typename T>
 FEDKERN_ALWAYS_INLINE void store(const Wide<T>& v, double* to) {
   for (int i = 0; i < Wide<T>::kParts; ++i) v.part[i].store(to + i * Vector<double>::size());
 }

@@ -33,6 +33,9 @@ class VmapCall {
   // Whether any argument is mapped. If none is, the operator is to be called as it was.
   bool maps() const { return level_ >= 0; }
 
+  // Whether this argument is.
+  bool is_mapped(const at::Tensor& argument) const { return unwrapped(argument).second >= 0; }
+
   // An argument that has groups in front, or is to have them.
   at::Tensor grouped(const at::Tensor& argument) const {
     const at::Tensor stack = stacked(argument);

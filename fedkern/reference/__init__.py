@@ -2,5 +2,14 @@
 
 from fedkern.reference.calibrated_ce import calibrated_ce
 from fedkern.reference.class_counts import class_counts
+from fedkern.reference.simplex_assign_subregions import simplex_assign_subregions
+from fedkern.reference.simplex_project import simplex_project
+from fedkern.reference.simplex_riesz_energy import simplex_riesz_energy
 
-__all__ = ["calibrated_ce", "class_counts"]
+__all__ = [
+    "calibrated_ce",
+    "class_counts",
+    "simplex_assign_subregions",
+    "simplex_project",
+    "simplex_riesz_energy",
+]

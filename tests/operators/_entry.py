@@ -29,6 +29,7 @@ class Operator:
     offset: int | str  # an argument to whose rows (dimension 1) a constant may be added
     nonfinite: list[Arguments] | str  # nan, inf and -inf: the twin says what comes of them
     bad_inputs: list[tuple[type[Exception], str, Arguments]]
+    result_dtype: torch.dtype | None = None  # if it is not its first argument's
     mutated: int | None = None  # the position of the argument it writes to
 
     @property

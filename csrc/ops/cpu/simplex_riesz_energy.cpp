@@ -67,10 +67,10 @@ void sort_scores(const at::Tensor& scores, double* shifted, double* sums) {
       row[d] -= greatest;
       shifted[tiles_index(i, d, dimensions)] = row[d];
     }
-    // What is not finite has no order, and no energy.
-    const bool finite = std::all_of(begin, end, [](double x) { return std::isfinite(x); });
-    if (finite) std::sort(begin, end, std::greater<>());
-    double sum = finite ? 0 : std::numeric_limits<double>::quiet_NaN();
+    // nan, and inf less inf, has no order and no energy. -inf has: it is never in a support.
+    const bool ordered = std::none_of(begin, end, [](double x) { return std::isnan(x); });
+    if (ordered) std::sort(begin, end, std::greater<>());
+    double sum = ordered ? 0 : std::numeric_limits<double>::quiet_NaN();
     for (int64_t d = 0; d < dimensions; ++d) sums[tiles_index(i, d, dimensions)] = sum += row[d];
   }
 }

@@ -1,5 +1,6 @@
 #include "ops/simplex_riesz_energy.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/amax.h>
 #include <ATen/ops/cumsum.h>
 #include <ATen/ops/empty.h>

@@ -1,0 +1,71 @@
+#include "ops/simplex_project.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "common/contiguous_rows.h"
+#include "common/cpu_buffer.h"
+#include "ops/cpu/simplex_project_kernel.h"
+#include "ops/cpu/simplex_project_scratch.h"
+
+namespace fedkern {
+namespace {
+
+template <typename T>
+void check_each(const RowZ<T>& z, int64_t rows) {
+  if (!z.each) return;
+  for (int64_t row = 0; row < rows; ++row) {
+    TORCH_CHECK_VALUE(is_valid_z(z[row]),
+                      "simplex_project: z must be positive, finite and not subnormal, got ", z[row],
+                      " for row ", row);
+  }
+}
+
+template <typename scalar_t>
+void project(const at::Tensor& rows, const at::Tensor& result, const at::Tensor& support,
+             const RowZ<accumulate_t<scalar_t>>& z) {
+  using T = accumulate_t<scalar_t>;
+  const int64_t length = rows.size(-1), count = rows.numel() / length;
+  check_each(z, count);
+  SimplexProjectArguments<scalar_t> arguments{};
+  arguments.x = rows.const_data_ptr<scalar_t>();
+  arguments.length = length;
+  arguments.z = z;
+  arguments.result = result.mutable_data_ptr<scalar_t>();
+  arguments.support = support.mutable_data_ptr<uint8_t>();
+  const auto run = std::get<SimplexProjectRun<scalar_t>>(simplex_project_kernels());
+  // the least elements that are worth waking another thread for
+  const int64_t grain = std::max<int64_t>(1, 32768 / length);
+  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    CpuBuffer<T, 1> scratch(scratch_size<scalar_t>(length));
+    run(arguments, begin, end, scratch.data());
+  });
+}
+
+std::tuple<at::Tensor, at::Tensor> simplex_project(const at::Tensor& x, const at::Tensor& z,
+                                                   int64_t dim) {
+  dim = check_simplex_project(x, z, dim);
+  const at::Tensor rows = contiguous_rows(x, dim);
+  at::DimVector support_shape(rows.sizes());
+  support_shape.back() = support_bytes(support_shape.back());
+  at::Tensor support = at::empty(support_shape, x.options().dtype(at::kByte));
+  at::Tensor result = switch_dtype(x.scalar_type(), [&](auto zero) {
+    using scalar_t = decltype(zero);
+    const ZOfRows<accumulate_t<scalar_t>> z_of_rows(z, x, dim);
+    return written_by_rows(x, dim, [&](const at::Tensor& written) {
+      project<scalar_t>(rows, written, support, *z_of_rows);
+    });
+  });
+  return {std::move(result), std::move(support)};
+}
+
+}  // namespace
+}  // namespace fedkern
+
+TORCH_LIBRARY_IMPL(fedkern, CPU, m) {
+  m.impl("simplex_project", TORCH_FN(fedkern::simplex_project));
+}

@@ -1,0 +1,54 @@
+#pragma once
+
+// simplex_project_backward: what simplex_project sends back, and its own derivative.
+//
+//   grad     the upstream gradient: rows of M elements along `dim`, any strides, as x before
+//   support  simplex_project's, any strides
+//   returns  grad's shape, dtype and (dense) strides: grad less its mean over the support on the
+//            support, 0 elsewhere, whatever is upstream there; nan where the support is empty
+//
+// Computes in float32 (float64 for float64); means of rows longer than 32 are taken in double. The
+// bits do not depend on the number of threads.
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include "ops/simplex_project.h"
+
+namespace fedkern {
+
+// The operator, called through the dispatcher.
+at::Tensor call_simplex_project_backward(const at::Tensor& grad, const at::Tensor& support,
+                                         int64_t dim);
+
+// Records, if `source` requires grad, that `result` is a function of it whose derivative is the
+// operator with this support.
+void set_projection_history(const at::Tensor& result, const at::Tensor& source,
+                            const at::Tensor& support, int64_t dim);
+
+// Every backend's first line; returns `dim`, not negative.
+inline int64_t check_simplex_project_backward(const at::Tensor& grad, const at::Tensor& support,
+                                              int64_t dim) {
+  TORCH_CHECK_TYPE(detail::is_supported(grad.scalar_type()),
+                   "simplex_project_backward: grad must be float32, float64, bfloat16 or float16, "
+                   "got ",
+                   grad.scalar_type());
+  TORCH_CHECK_VALUE(grad.dim() >= 1,
+                    "simplex_project_backward: grad must have rows, got shape []");
+  TORCH_CHECK_INDEX(dim >= -grad.dim() && dim < grad.dim(),
+                    "simplex_project_backward: dim must be in [", -grad.dim(), ", ", grad.dim(),
+                    "), got ", dim);
+  if (dim < 0) dim += grad.dim();
+  TORCH_CHECK_TYPE(support.scalar_type() == at::kByte,
+                   "simplex_project_backward: support must be uint8, got ", support.scalar_type());
+  const c10::SymDimVector expected = support_shape(grad, dim);
+  TORCH_CHECK_VALUE(support.sym_sizes() == c10::SymIntArrayRef(expected),
+                    "simplex_project_backward: support must have a bit for each element of grad, ",
+                    c10::SymIntArrayRef(expected), ", got shape ", support.sym_sizes());
+  TORCH_CHECK_VALUE(support.device() == grad.device(),
+                    "simplex_project_backward: support must be on grad's device, ", grad.device(),
+                    ", got ", support.device());
+  return dim;
+}
+
+}  // namespace fedkern
