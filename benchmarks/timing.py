@@ -96,7 +96,7 @@ def clock_of(device: str) -> Clock:
 # ---- runs ---------------------------------------------------------------------------------------
 
 
-def interleaved(steps: dict[str, Step], clock: Clock) -> Times:
+def interleaved(steps: dict[str, Step], clock: Clock, rounds: int = ROUNDS) -> Times:
     """Time the steps in turns. Their first calls, which may compile, do not count."""
     calls = {}
     for name, step in steps.items():
@@ -106,7 +106,7 @@ def interleaved(steps: dict[str, Step], clock: Clock) -> Times:
         elapsed = time.perf_counter() - start  # a clock may do more than it times
         calls[name] = max(1, round(3 * BLOCK_SECONDS / elapsed))
     times: Times = {name: [] for name in steps}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, step in steps.items():
             times[name].append(clock(step, calls[name]))
     return times

@@ -12,6 +12,7 @@ from torch import Tensor
 
 CHUNK_COLUMNS = 1024  # of the statistics, in float64 at a time
 SMALL = 512  # matrices up to this size are decomposed directly
+CHECK_STEPS = 32  # of the Lanczos process, between two looks at how far it is
 
 
 def principal_components(stats: Tensor, num_components: int) -> Tensor:
@@ -91,8 +92,8 @@ def top_eigenvectors(matrix: Tensor, count: int) -> Tensor:
 
     Small matrices are decomposed as a whole. Of large ones the Lanczos process (with full
     reorthogonalisation) finds the top. A single starting vector never sees a second eigenvector of
-    the same eigenvalue: so once all have converged, it goes on from a random vector for as many
-    steps, and is done when that changes nothing.
+    the same eigenvalue: so once all have converged, it goes on from a random vector for some steps,
+    and is done when that changes nothing.
     """
     size = len(matrix)
     if size <= SMALL:
@@ -102,7 +103,7 @@ def top_eigenvectors(matrix: Tensor, count: int) -> Tensor:
     products = matrix.new_empty((steps, size))
     generator = torch.Generator(matrix.device).manual_seed(0)
     eps = torch.finfo(matrix.dtype).eps
-    started, deadline = 0, 0
+    next_check = CHECK_STEPS
     found: Tensor | None = None
 
     direction = _random_vector(matrix, generator)
@@ -117,8 +118,9 @@ def top_eigenvectors(matrix: Tensor, count: int) -> Tensor:
         direction = products[step] = matrix @ basis[step]
 
         done = step + 1
-        if done < max(2 * count, deadline) or done % 16:
+        if done < max(count, next_check):
             continue
+        next_check += CHECK_STEPS
         values, vectors = torch.linalg.eigh(basis[:done] @ products[:done].mT)
         values, vectors = values[-count:], vectors[:, -count:]
         residuals = products[:done].mT @ vectors - (basis[:done].mT @ vectors) * values
@@ -126,14 +128,16 @@ def top_eigenvectors(matrix: Tensor, count: int) -> Tensor:
         if (torch.linalg.vector_norm(residuals, dim=0) > allowed).any():
             continue
         if found is not None and ((values - found).abs() <= allowed).all():
-            return basis[:done].mT @ vectors.flip(1)
-        found, started, deadline = values, done, 2 * done - started
+            found_vectors: Tensor = basis[:done].mT @ vectors.flip(1)
+            return found_vectors
+        found = values
         direction = _random_vector(matrix, generator)
     return _decomposed(matrix, count)
 
 
 def _decomposed(matrix: Tensor, count: int) -> Tensor:
-    return torch.linalg.eigh(matrix).eigenvectors[:, -count:].flip(1)
+    vectors: Tensor = torch.linalg.eigh(matrix)[1]
+    return vectors[:, -count:].flip(1)
 
 
 def _random_vector(matrix: Tensor, generator: torch.Generator) -> Tensor:

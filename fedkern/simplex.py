@@ -141,20 +141,14 @@ def assign_subregions(
     _check_assign_subregions(stats, num_endpoints, num_sizes)
     scores = principal_components(stats, num_endpoints)
     sizes = torch.linspace(1e-4, 1, num_sizes, dtype=torch.float64, device=stats.device)
-    energies_of = torch.ops.fedkern.simplex_riesz_energy_by_size.default
-    wanted = None
-    if not return_info:
-        screened = energies_of(scores, sizes, None, True)
-        wanted = screened <= screened.min() + 2 * SCREEN_ERROR
-    energies = energies_of(scores, sizes, wanted)
+    energies = _energies_by_size(scores, sizes, screen=not return_info)
     best = energies.argmin()
-    size = sizes[best]
-    points = project(scores, size)
+    points = project(scores, sizes[best])
     beta = points / points.sum(1, keepdim=True)
     if stats.dtype != torch.float64:
         beta = beta.float()
     if return_info:
-        return beta, SubregionInfo(size, energies[best], sizes, energies, scores)
+        return beta, SubregionInfo(sizes[best], energies[best], sizes, energies, scores)
     return beta
 
 
@@ -162,6 +156,19 @@ def assign_subregions(
 # rounding them moves a point by 2^-25, a distance by 2^-24, that is a squared distance of 1e-4^2 by
 # the factor 1 + 2 * 2^-24 / 1e-4. The sums' rounding is far less than what is added for it.
 SCREEN_ERROR = 2 * 2**-24 / 1e-4 + 1e-4
+
+
+def _energies_by_size(scores: Tensor, sizes: Tensor, screen: bool) -> Tensor:
+    """The energies of the scores on simplices of the sizes, in float64.
+
+    With `screen`, inf where float32 has shown that it is not the least.
+    """
+    energies_of = torch.ops.fedkern.simplex_riesz_energy_by_size.default
+    wanted = None
+    if screen:
+        screened = energies_of(scores, sizes, None, True)
+        wanted = screened <= screened.min() + 2 * SCREEN_ERROR
+    return cast(Tensor, energies_of(scores, sizes, wanted))
 
 
 def _check_assign_subregions(stats: Tensor, num_endpoints: int, num_sizes: int) -> None:

@@ -1,6 +1,6 @@
 // Compiled once per CPU capability (common/cpu_capability.h). K points have K (K - 1) / 2 pairs; a
-// pair costs M subtractions and multiply-adds, and a reciprocal. Two points i meet two vectors of
-// points k at a time (a quad), so that coordinates are loaded once for two uses and four
+// pair costs M subtractions and multiply-adds, and a reciprocal. Four points i meet a vector of
+// points k at a time (a quad), so that a coordinate is loaded once for four uses and four
 // reciprocals take one division. The points k are those of a tile, which stays in the L1 cache.
 
 #include "ops/cpu/simplex_riesz_energy_kernel.h"
@@ -22,15 +22,15 @@ template <typename T>
 constexpr T kFar = sizeof(T) == 4 ? 3e4 : 1e30;
 
 // Plain loops over a tile's points, which the compiler vectorises.
-// Points k that are worked on at a time, at most.
-constexpr int64_t kMostStep = 32;
+// Points come in multiples of the longest vector's lanes.
+constexpr int64_t kPadding = 16;
 
 template <typename T>
 void project(const SortedScores& scores, double size, T* tiles) {
   const double inverse = 1 / size;
   for (int64_t tile = 0; tile < num_tiles(scores.num_points); ++tile) {
     const int64_t begin = tile * kTilePoints, offset = begin * scores.dimensions;
-    const int64_t left = (scores.num_points - begin + kMostStep - 1) / kMostStep * kMostStep;
+    const int64_t left = (scores.num_points - begin + kPadding - 1) / kPadding * kPadding;
     const int64_t count = left < kTilePoints ? left : kTilePoints;
     double tau[kTilePoints];  // of all supports, the true one gives the greatest
     for (int64_t i = 0; i < count; ++i) tau[i] = scores.sums[offset + i] - size;
@@ -56,45 +56,65 @@ void project(const SortedScores& scores, double size, T* tiles) {
 
 // ---- pairs -------------------------------------------------------------------------------------
 
-// Squared distances of two points i (rows) from two vectors of points k (halves).
+constexpr int kRows = 4;
+
+// The squared distances of kRows points i, next to each other, from a vector of points k.
 template <typename T>
 struct Quad {
-  Vector<T> square[2][2];
+  Vector<T> square[kRows];
 };
 
-// rows, columns: coordinate 0 of the first point i and of the first point k.
-template <typename T>
-FEDKERN_ALWAYS_INLINE Quad<T> quad(const T* rows, const T* columns, int64_t dimensions) {
+// Of kVectors vectors next to each other. rows, columns: coordinate 0 of the first points i and k.
+template <int kVectors, typename T>
+FEDKERN_ALWAYS_INLINE void make_quads(const T* rows, const T* columns, int64_t dimensions,
+                                      Quad<T> (&quads)[kVectors]) {
   using V = Vector<T>;
-  V a(T(0)), b(T(0)), c(T(0)), d(T(0));
-  for (int64_t n = 0; n < dimensions * kTilePoints; n += kTilePoints) {
-    const V x(rows[n]), y(rows[n + 1]);
-    const V u = V::loadu(columns + n), v = V::loadu(columns + n + V::size());
-    const V xu = x - u, xv = x - v, yu = y - u, yv = y - v;
-    a = fmadd(xu, xu, a);
-    b = fmadd(xv, xv, b);
-    c = fmadd(yu, yu, c);
-    d = fmadd(yv, yv, d);
+  V squares[kVectors][kRows];
+  for (auto& of_vector : squares) {
+    for (V& square : of_vector) square = V(T(0));
   }
-  return {{{a, b}, {c, d}}};
+  for (int64_t n = 0; n < dimensions * kTilePoints; n += kTilePoints) {
+    V column[kVectors];
+    for (int v = 0; v < kVectors; ++v) column[v] = V::loadu(columns + n + v * V::size());
+    for (int row = 0; row < kRows; ++row) {
+      const V x(rows[n + row]);
+      for (int v = 0; v < kVectors; ++v) {
+        const V difference = x - column[v];
+        squares[v][row] = fmadd(difference, difference, squares[v][row]);
+      }
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    for (int row = 0; row < kRows; ++row) quads[v].square[row] = squares[v][row];
+  }
 }
 
 // The sum of sum_of(quad, i, k) over a tile's quads, from points i and k on. Lanes where k is not
-// greater than i, or no point, are no pairs: the former are only in quads with k <= i + 1.
+// greater than i, or i or k is no point, are no pairs. Where k > i + 3, all are but for points k
+// beyond the last.
 template <typename T, typename SumOf>
 FEDKERN_ALWAYS_INLINE double sum_over_quads(const T* tiles, int64_t num_points, int64_t dimensions,
                                             int64_t tile, const SumOf& sum_of) {
-  constexpr int64_t kStep = 2 * Vector<T>::size();
-  static_assert(kMostStep % kStep == 0 && kTilePoints % kMostStep == 0);
+  constexpr int64_t kStep = Vector<T>::size();
+  static_assert(kPadding % kStep == 0 && kTilePoints % kPadding == 0);
   const int64_t begin = tile * kTilePoints;
   const int64_t end = begin + kTilePoints < num_points ? begin + kTilePoints : num_points;
   Wide<T> total = widen(Vector<T>(T(0)));
-  for (int64_t i = 0; i < end && i + 1 < num_points; i += 2) {  // the last point has no k
+  for (int64_t i = 0; i < end; i += kRows) {
     const T* const rows = tiles + tiles_index(i, 0, dimensions);
     Vector<T> sum(T(0));
-    for (int64_t k = i < begin ? begin : i / kStep * kStep; k < end; k += kStep) {
-      sum = sum + sum_of(quad(rows, tiles + tiles_index(k, 0, dimensions), dimensions), i, k);
-    }
+    const auto add = [&](auto&& quads, int64_t k) {
+      make_quads(rows, tiles + tiles_index(k, 0, dimensions), dimensions, quads);
+      for (const auto& quad : quads) {
+        sum = sum + sum_of(quad, i, k);
+        k += kStep;
+      }
+    };
+    Quad<T> one[1], two[2];
+    int64_t k = i < begin ? begin : i / kStep * kStep;
+    if (i >= begin) add(one, k), k += kStep;
+    for (; k + kStep < end; k += 2 * kStep) add(two, k);
+    if (k < end) add(one, k);
     total = total + widen(sum);
   }
   double result = 0;
@@ -112,18 +132,16 @@ double sum_of_reciprocals(const T* tiles, int64_t num_points, int64_t dimensions
   const V lanes = V::loadu(lane), far(kFar<T> * kFar<T>), floor(least);
   return sum_over_quads(
       tiles, num_points, dimensions, tile, [&](Quad<T> quad, int64_t i, int64_t k) {
-        for (int row = 0; row < 2; ++row) {
-          for (int half = 0; half < 2; ++half) {
-            V& square = quad.square[row][half];
-            square = clamp_min(square, floor);
-            if (k > i + 1) continue;
-            const V first(static_cast<T>(i + row - (k + half * V::size())));
-            square = V::blendv(far, square, lanes > first);
-          }
+        for (int row = 0; row < kRows; ++row) {
+          V& square = quad.square[row];
+          square = clamp_min(square, floor);
+          if (k > i + kRows - 1) continue;
+          const int64_t first = i + row < num_points ? i + row - k : V::size();
+          square = V::blendv(far, square, lanes > V(static_cast<T>(first)));
         }
-        const auto& [first, second] = quad.square;
-        const V ab = first[0] * first[1], cd = second[0] * second[1];
-        return fmadd(first[0] + first[1], cd, (second[0] + second[1]) * ab) / (ab * cd);
+        const V &a = quad.square[0], &b = quad.square[1], &c = quad.square[2], &d = quad.square[3];
+        const V ab = a * b, cd = c * d;
+        return fmadd(a + b, cd, (c + d) * ab) / (ab * cd);
       });
 }
 
@@ -133,16 +151,13 @@ double sum_of_powers(const double* tiles, int64_t num_points, int64_t dimensions
   return sum_over_quads(tiles, num_points, dimensions, tile,
                         [&](const Quad<double>& quad, int64_t i, int64_t k) {
                           double sums[V::size()] = {};
-                          for (int row = 0; row < 2; ++row) {
-                            for (int half = 0; half < 2; ++half) {
-                              double squares[V::size()];
-                              quad.square[row][half].store(squares);
-                              for (int l = 0; l < V::size(); ++l) {
-                                const int64_t point = k + half * V::size() + l;
-                                if (point <= i + row || point >= num_points) continue;
-                                const double square = squares[l] < least ? least : squares[l];
-                                sums[l] += exponent == -1 ? 1 / square : std::pow(square, exponent);
-                              }
+                          for (int row = 0; row < kRows; ++row) {
+                            double squares[V::size()];
+                            quad.square[row].store(squares);
+                            for (int l = 0; l < V::size(); ++l) {
+                              if (k + l <= i + row || k + l >= num_points) continue;
+                              const double square = squares[l] < least ? least : squares[l];
+                              sums[l] += exponent == -1 ? 1 / square : std::pow(square, exponent);
                             }
                           }
                           return V::loadu(sums);
