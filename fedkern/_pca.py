@@ -124,7 +124,7 @@ def top_eigenvectors(matrix: Tensor, count: int) -> Tensor:
         values, vectors = torch.linalg.eigh(basis[:done] @ products[:done].mT)
         values, vectors = values[-count:], vectors[:, -count:]
         residuals = products[:done].mT @ vectors - (basis[:done].mT @ vectors) * values
-        allowed = torch.maximum(1e-9 * values, 64 * eps * values[-1])
+        allowed = torch.maximum(1e-11 * values, 8 * eps * values[-1])
         if (torch.linalg.vector_norm(residuals, dim=0) > allowed).any():
             continue
         if found is not None and ((values - found).abs() <= allowed).all():
