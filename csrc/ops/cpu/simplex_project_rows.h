@@ -66,7 +66,7 @@ FEDKERN_ALWAYS_INLINE void for_each_block(int64_t size, const Body& body) {
 
 // How many of `left` elements, if any are left, a vector has.
 template <typename V>
-FEDKERN_ALWAYS_INLINE int64_t width(int64_t left) {
+FEDKERN_ALWAYS_INLINE constexpr int64_t width(int64_t left) {
   return left < 0 ? 0 : left < V::size() ? left : V::size();
 }
 
