@@ -119,8 +119,8 @@ inline void project_long(const T* grad, const uint8_t* support, int64_t length, 
       const int64_t first = k * V::size(), lanes = width<V>(count - first);
       V value(T(0));
       if (word != 0) {
-        value = select(static_cast<uint32_t>(word >> first),
-                       V::loadu(grad + i + first, lanes) - mean);
+        value =
+            select(static_cast<uint32_t>(word >> first), V::loadu(grad + i + first, lanes) - mean);
       }
       value.store(result + i + first, lanes);
     }
@@ -132,8 +132,8 @@ inline void project_long(const T* grad, const uint8_t* support, int64_t length, 
 template <typename T>
 void project(const T* grad, const uint8_t* support, int64_t length, int64_t rows, T* result) {
   if (length <= kMostSorted) {
-    return call_with_length(length,
-                            [&](auto known) { project_short<known()>(grad, support, rows, result); });
+    return call_with_length(
+        length, [&](auto known) { project_short<known()>(grad, support, rows, result); });
   }
   for (int64_t row = 0; row < rows; ++row) {
     project_long(grad + row * length, support + row * support_bytes(length), length,
@@ -146,11 +146,11 @@ void run(const SimplexProjectBackwardArguments<scalar_t>& arguments, int64_t beg
          accumulate_t<scalar_t>* scratch) {
   using T = accumulate_t<scalar_t>;
   const int64_t length = arguments.length;
-  project_in_accumulating_type(
-      arguments.grad, arguments.result, length, begin, end, scratch,
-      [&](const T* grad, int64_t first, int64_t rows, T* result) {
-        project(grad, arguments.support + first * support_bytes(length), length, rows, result);
-      });
+  project_in_accumulating_type(arguments.grad, arguments.result, length, begin, end, scratch,
+                               [&](const T* grad, int64_t first, int64_t rows, T* result) {
+                                 project(grad, arguments.support + first * support_bytes(length),
+                                         length, rows, result);
+                               });
 }
 
 }  // namespace

@@ -53,12 +53,12 @@ inline void thresholds(V* column, const V& z, V& maximum, V& tau) {
   using T = typename V::value_type;
   if constexpr (kLength > 1) sort<kLength>(column, Descending{});
   maximum = column[0];
-  V sum = (maximum - maximum) - z;
-  tau = sum;
+  V sum = maximum - maximum;
+  tau = sum - z;
   unrolled<kLength - 1>([&](auto i) {
     constexpr int kNext = i() + 1;
     sum = sum + (column[kNext] - maximum);
-    tau = clamp_min(sum * V(1 / static_cast<T>(kNext + 1)), tau);
+    tau = clamp_min((sum - z) * V(1 / static_cast<T>(kNext + 1)), tau);
   });
 }
 
@@ -276,12 +276,11 @@ void run(const SimplexProjectArguments<scalar_t>& arguments, int64_t begin, int6
          accumulate_t<scalar_t>* scratch) {
   using T = accumulate_t<scalar_t>;
   const int64_t length = arguments.length;
-  project_in_accumulating_type(
-      arguments.x, arguments.result, length, begin, end, scratch,
-      [&](const T* x, int64_t first, int64_t rows, T* w) {
-        project(x, length, arguments.z.from(first), rows, w,
-                arguments.support + first * support_bytes(length));
-      });
+  project_in_accumulating_type(arguments.x, arguments.result, length, begin, end, scratch,
+                               [&](const T* x, int64_t first, int64_t rows, T* w) {
+                                 project(x, length, arguments.z.from(first), rows, w,
+                                         arguments.support + first * support_bytes(length));
+                               });
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// One launch. Bytes: the support's bits and, where they are set, the gradient, both read twice (then
-// from the caches); the result written once.
+// One launch. Bytes: the support's bits and, where they are set, the gradient, both read twice
+// (then from the caches); the result written once.
 
 #include "ops/cuda/simplex_project_backward_kernel.h"
 #include "ops/cuda/simplex_project_rows.cuh"

@@ -43,11 +43,11 @@ __device__ unsigned project_sorted(T* row, int length, T z) {
   sort<kSize>(values, Descending{});
   const T maximum = values[0];
   is_nan |= !is_finite(maximum);
-  T sum = -z, tau = -z;
+  T sum = 0, tau = -z;
 #pragma unroll
   for (int i = 1; i < kSize; ++i) {
     sum += values[i] - maximum;
-    tau = max(tau, sum * (1 / static_cast<T>(i + 1)));
+    tau = max(tau, (sum - z) * (1 / static_cast<T>(i + 1)));
   }
   unsigned bits = 0;
 #pragma unroll
