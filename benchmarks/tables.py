@@ -63,7 +63,7 @@ def table(title: str, rows: list[Row]) -> str:
 
 
 def main() -> None:
-    for benchmark in ("calibrated_ce", "class_counts"):
+    for benchmark in ("calibrated_ce", "class_counts", "simplex_project"):
         settings: dict[str, list[Row]] = {}
         for row in newest(benchmark):
             where = row["gpu"] if row["device"] == "cuda" else row["cpu_capability"]

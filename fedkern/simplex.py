@@ -23,8 +23,8 @@ def project(x: Tensor, z: Tensor | float = 1.0, dim: int = -1) -> Tensor:
 
         w = max(x - tau, 0)
 
-    Its derivative keeps the support S = {i : x_i > tau}: the upstream gradient g becomes g - mean of
-    g over S on S, and 0 elsewhere. Derivatives of any order; where the support changes they are
+    Its derivative keeps the support S = {i : x_i > tau}: the upstream gradient g becomes g less its
+    mean over S on S, and 0 elsewhere. Derivatives of any order; where the support changes they are
     those of one side. Under torch.vmap a stack of calls is one call of the kernel.
 
     Args:

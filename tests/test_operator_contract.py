@@ -225,7 +225,10 @@ def test_opcheck(operator: Operator) -> None:
 
 
 def derivatives(call: Any, operator: Operator, arguments: Arguments) -> list[Tensor]:
-    """First and second derivatives by all that have them, for fixed random cotangents."""
+    """First derivatives for fixed random cotangents; theirs by the arguments and the cotangents.
+
+    That of a linear operator depends on its cotangents alone.
+    """
     assert not isinstance(operator.differentiable, str)
     arguments = tuple(
         a.clone().requires_grad_() if i in operator.differentiable else a
@@ -238,9 +241,14 @@ def derivatives(call: Any, operator: Operator, arguments: Arguments) -> list[Ten
         return torch.randn(t.shape, dtype=torch.float64, generator=generator)
 
     results = [r for r in call(arguments) if r.requires_grad]
-    first = torch.autograd.grad(results, by, [random_like(r) for r in results], create_graph=True)
+    cotangents = [random_like(r).requires_grad_() for r in results]
+    first = torch.autograd.grad(results, by, cotangents, create_graph=True)
+    by += cotangents
     second = torch.autograd.grad(first, by, [random_like(f) for f in first], allow_unused=True)
-    return [*first, *(s for s in second if s is not None)]
+    return [
+        *first,
+        *(torch.zeros_like(b) if s is None else s for s, b in zip(second, by, strict=True)),
+    ]
 
 
 def test_derivatives_equal_the_twins(operator: Operator) -> None:

@@ -4,6 +4,7 @@
 // elements stay in registers. An element may be a vector, which sorts as many sequences at once.
 
 #include <cstddef>
+#include <type_traits>
 #include <utility>
 
 #include "common/macros.h"

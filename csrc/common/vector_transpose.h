@@ -9,6 +9,7 @@
 // For files that are compiled once per CPU capability (common/cpu_capability.h).
 
 #include "common/macros.h"
+#include "common/unrolled.h"
 #include "common/vector.h"
 
 namespace fedkern {
@@ -36,30 +37,28 @@ FEDKERN_ALWAYS_INLINE void interleave(const Vector<T>& a, const Vector<T>& b, Ve
 // row[i] lane j <-> row[j] lane i.
 template <typename T, int kLanes = Vector<T>::size()>
 FEDKERN_ALWAYS_INLINE void transpose(Vector<T> (&row)[kLanes]) {
-#pragma GCC unroll 4
-  for (int round = 1; round < kLanes; round *= 2) {
+  constexpr int kRounds = __builtin_ctz(kLanes);
+  unrolled<kRounds>([&](auto) {
     Vector<T> next[kLanes];
-#pragma GCC unroll 8
-    for (int i = 0; i < kLanes / 2; ++i) {
+    unrolled<kLanes / 2>([&](auto i) {
       detail::interleave(row[i], row[i + kLanes / 2], next[2 * i], next[2 * i + 1]);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) row[i] = next[i];
-  }
+    });
+    unrolled<kLanes>([&](auto i) { row[i] = next[i]; });
+  });
 }
 
-// Lane i: the sum of row[i]'s lanes.
+// Lane i: the sum of row[i]'s lanes. What is in the rows afterwards is of no use.
 template <typename T, int kLanes = Vector<T>::size()>
 FEDKERN_ALWAYS_INLINE Vector<T> sums_of_rows(Vector<T> (&row)[kLanes]) {
-#pragma GCC unroll 4
-  for (int rows = kLanes / 2; rows > 0; rows /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; ++i) {
+  constexpr int kRounds = __builtin_ctz(kLanes);
+  unrolled<kRounds>([&](auto round) {
+    constexpr int kLeft = kLanes >> (round() + 1);
+    unrolled<kLeft>([&](auto i) {
       Vector<T> low, high;
-      detail::interleave(row[i], row[i + rows], low, high);
+      detail::interleave(row[i], row[i + kLeft], low, high);
       row[i] = low + high;
-    }
-  }
+    });
+  });
   return row[0];
 }
 

@@ -31,8 +31,7 @@ std::tuple<Tensor, Tensor> call(const Tensor& x, const Tensor& z, int64_t dim) {
 
 std::tuple<Tensor, Tensor> simplex_project_meta(const Tensor& x, const Tensor& z, int64_t dim) {
   dim = check_simplex_project(x, z, dim);
-  return {at::empty_like(x),
-          at::empty_symint(support_shape(x, dim), x.options().dtype(at::kByte))};
+  return {at::empty_like(x), at::empty_symint(support_shape(x, dim), x.options().dtype(at::kByte))};
 }
 
 // ---- autograd ----------------------------------------------------------------------------------

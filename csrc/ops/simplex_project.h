@@ -58,8 +58,8 @@ inline int64_t check_simplex_project(const at::Tensor& x, const at::Tensor& z, i
                    "simplex_project: x must be float32, float64, bfloat16 or float16, got ",
                    x.scalar_type());
   TORCH_CHECK_VALUE(x.dim() >= 1, "simplex_project: x must have rows, got shape []");
-  TORCH_CHECK_INDEX(dim >= -x.dim() && dim < x.dim(), "simplex_project: dim must be in [",
-                    -x.dim(), ", ", x.dim(), "), got ", dim);
+  TORCH_CHECK_INDEX(dim >= -x.dim() && dim < x.dim(), "simplex_project: dim must be in [", -x.dim(),
+                    ", ", x.dim(), "), got ", dim);
   if (dim < 0) dim += x.dim();
   TORCH_CHECK_VALUE(x.sym_size(dim) >= 1,
                     "simplex_project: x must have at least one element in dimension ", dim,

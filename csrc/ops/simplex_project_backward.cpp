@@ -69,8 +69,7 @@ Tensor simplex_project_backward_vmap(const Tensor& grad, const Tensor& support, 
   if (dim >= 0 && dim < grad.dim()) dim -= grad.dim();  // from the end
   const VmapCall vmap(/*grouped=*/false, {grad, support});
   if (!vmap.maps()) return call_simplex_project_backward(grad, support, dim);
-  return vmap.mapped(
-      call_simplex_project_backward(vmap.grouped(grad), vmap.grouped(support), dim));
+  return vmap.mapped(call_simplex_project_backward(vmap.grouped(grad), vmap.grouped(support), dim));
 }
 
 }  // namespace

@@ -33,8 +33,7 @@ inline int64_t check_simplex_project_backward(const at::Tensor& grad, const at::
                    "simplex_project_backward: grad must be float32, float64, bfloat16 or float16, "
                    "got ",
                    grad.scalar_type());
-  TORCH_CHECK_VALUE(grad.dim() >= 1,
-                    "simplex_project_backward: grad must have rows, got shape []");
+  TORCH_CHECK_VALUE(grad.dim() >= 1, "simplex_project_backward: grad must have rows, got shape []");
   TORCH_CHECK_INDEX(dim >= -grad.dim() && dim < grad.dim(),
                     "simplex_project_backward: dim must be in [", -grad.dim(), ", ", grad.dim(),
                     "), got ", dim);

@@ -16,8 +16,8 @@
 //
 // The derivative by x keeps the support: dx = g - mean of g over S, on S, and 0 elsewhere.
 
+#include <cfloat>
 #include <cstdint>
-#include <limits>
 
 #include "common/macros.h"
 
@@ -27,17 +27,12 @@ namespace fedkern {
 // k largest elements, k = 1, 2, ...
 constexpr int kMostSorted = 32;
 
-template <typename T>
-FEDKERN_HOST_DEVICE bool is_valid_z(T z) {
-  constexpr T kLeast = std::numeric_limits<T>::min(), kMost = std::numeric_limits<T>::max();
-  return z >= kLeast && z <= kMost;
-}
+// Positive, finite and not subnormal.
+FEDKERN_HOST_DEVICE bool is_valid_z(float z) { return z >= FLT_MIN && z <= FLT_MAX; }
+FEDKERN_HOST_DEVICE bool is_valid_z(double z) { return z >= DBL_MIN && z <= DBL_MAX; }
 
-template <typename T>
-FEDKERN_HOST_DEVICE bool is_finite(T x) {
-  constexpr T kMost = std::numeric_limits<T>::max();
-  return x >= -kMost && x <= kMost;
-}
+FEDKERN_HOST_DEVICE bool is_finite(float x) { return x >= -FLT_MAX && x <= FLT_MAX; }
+FEDKERN_HOST_DEVICE bool is_finite(double x) { return x >= -DBL_MAX && x <= DBL_MAX; }
 
 // The threshold of `count` elements whose d sum to `sum`.
 FEDKERN_HOST_DEVICE double threshold(double sum, double z, int64_t count) {

@@ -22,7 +22,8 @@ void project(const at::Tensor& rows, const at::Tensor& support, const at::Tensor
   arguments.support = support.const_data_ptr<uint8_t>();
   arguments.length = length;
   arguments.result = result.mutable_data_ptr<scalar_t>();
-  const auto run = std::get<SimplexProjectBackwardRun<scalar_t>>(simplex_project_backward_kernels());
+  const auto run =
+      std::get<SimplexProjectBackwardRun<scalar_t>>(simplex_project_backward_kernels());
   // the least elements that are worth waking another thread for
   const int64_t grain = std::max<int64_t>(1, 32768 / length);
   at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {

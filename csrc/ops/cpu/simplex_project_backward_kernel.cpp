@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 
+#include "common/unrolled.h"
 #include "common/vector.h"
 #include "common/vector_bits.h"
 #include "common/vector_reduce.h"
@@ -21,52 +22,65 @@ namespace {
 
 // ---- rows of up to 32 --------------------------------------------------------------------------
 
-// As many rows as lanes, or the last few.
+// The bits of a row's support. Byte by byte, which is one load after all: of a copy into zeros the
+// processor would not forward the parts.
+template <int kBytes>
+inline uint32_t bits_of(const uint8_t* support) {
+  uint32_t bits = 0;
+  for (int i = 0; i < kBytes; ++i) bits |= uint32_t{support[i]} << 8 * i;
+  return bits;
+}
+
+// As many rows as lanes.
 template <int kLength, typename T>
-inline void project_batch(const T* grad, const uint8_t* support, int rows, T* result) {
+inline void project_batch(const T* grad, const uint8_t* support, T* result) {
   using V = Vector<T>;
   constexpr int kLanes = V::size();
   constexpr int kTiles = (kLength + kLanes - 1) / kLanes;
   constexpr int kBytes = support_bytes(kLength);
   V row[kLanes];
-  uint32_t bits[kLanes];
   alignas(64) T counts[kLanes], means[kLanes];
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    const int source = i < rows ? i : 0;
-    bits[i] = 0;
-    std::memcpy(&bits[i], support + source * kBytes, kBytes);
-    counts[i] = static_cast<T>(__builtin_popcount(bits[i]));
-    row[i] = V(0);
-#pragma GCC unroll 16
-    for (int tile = 0; tile < kTiles; ++tile) {
-      row[i] = row[i] + select(bits[i] >> tile * kLanes,
-                               V::loadu(grad + source * kLength + tile * kLanes,
-                                        width<V>(kLength - tile * kLanes)));
-    }
-  }
+  unrolled<kLanes>([&](auto i) {
+    const uint32_t bits = bits_of<kBytes>(support + i * kBytes);
+    counts[i] = static_cast<T>(__builtin_popcount(bits));
+    unrolled<kTiles>([&](auto tile) {
+      const V g = select(bits >> tile * kLanes, V::loadu(grad + i * kLength + tile * kLanes,
+                                                         width<V>(kLength - tile * kLanes)));
+      row[i] = tile == 0 ? g : row[i] + g;
+    });
+  });
   (sums_of_rows(row) / V::loadu(counts)).store(means);
-  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+  for (int i = 0; i < kLanes; ++i) {
     const V mean(means[i]);
-    // Of an empty support the mean is nan, and so are all.
-    const uint32_t written = bits[i] ? bits[i] : ~uint32_t{0};
-#pragma GCC unroll 16
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const int64_t offset = i * kLength + tile * kLanes, lanes = width<V>(kLength - tile * kLanes);
-      select(written >> tile * kLanes, V::loadu(grad + offset, lanes) - mean)
-          .store(result + offset, lanes);
-    }
+    uint32_t bits = bits_of<kBytes>(support + i * kBytes);
+    if (bits == 0) bits = ~uint32_t{0};  // of no elements the mean is nan, and so are all
+    unrolled<kTiles>([&](auto tile) {
+      constexpr int64_t kWidth = width<V>(kLength - tile * kLanes);
+      const int64_t offset = i * kLength + tile * kLanes;
+      select(bits >> tile * kLanes, V::loadu(grad + offset, kWidth) - mean)
+          .store(result + offset, kWidth);
+    });
   }
 }
 
 template <int kLength, typename T>
 void project_short(const T* grad, const uint8_t* support, int64_t rows, T* result) {
-  constexpr int kBatch = Vector<T>::size();
-  for (int64_t first = 0; first < rows; first += kBatch) {
-    project_batch<kLength>(grad + first * kLength, support + first * support_bytes(kLength),
-                           static_cast<int>(width<Vector<T>>(rows - first)),
+  constexpr int kBatch = Vector<T>::size(), kBytes = support_bytes(kLength);
+  int64_t first = 0;
+  for (; first + kBatch <= rows; first += kBatch) {
+    project_batch<kLength>(grad + first * kLength, support + first * kBytes,
                            result + first * kLength);
   }
+  if (first == rows) return;
+  // The last few rows, and more that count for nothing.
+  alignas(64) T grad_of_batch[kBatch * kLength] = {}, result_of_batch[kBatch * kLength];
+  uint8_t support_of_batch[kBatch * kBytes] = {};
+  const int64_t left = rows - first;
+  std::memcpy(grad_of_batch, grad + first * kLength, left * kLength * sizeof(T));
+  std::memcpy(support_of_batch, support + first * kBytes, left * kBytes);
+  project_batch<kLength>(grad_of_batch, support_of_batch, result_of_batch);
+  std::memcpy(result + first * kLength, result_of_batch, left * kLength * sizeof(T));
 }
 
 // ---- longer rows -------------------------------------------------------------------------------
@@ -105,8 +119,8 @@ inline void project_long(const T* grad, const uint8_t* support, int64_t length, 
       const int64_t first = k * V::size(), lanes = width<V>(count - first);
       V value(T(0));
       if (word != 0) {
-        value = select(static_cast<uint32_t>(word >> first),
-                       V::loadu(grad + i + first, lanes) - mean);
+        value =
+            select(static_cast<uint32_t>(word >> first), V::loadu(grad + i + first, lanes) - mean);
       }
       value.store(result + i + first, lanes);
     }
@@ -118,8 +132,8 @@ inline void project_long(const T* grad, const uint8_t* support, int64_t length, 
 template <typename T>
 void project(const T* grad, const uint8_t* support, int64_t length, int64_t rows, T* result) {
   if (length <= kMostSorted) {
-    return call_with_length(length,
-                            [&](auto known) { project_short<known()>(grad, support, rows, result); });
+    return call_with_length(
+        length, [&](auto known) { project_short<known()>(grad, support, rows, result); });
   }
   for (int64_t row = 0; row < rows; ++row) {
     project_long(grad + row * length, support + row * support_bytes(length), length,
@@ -132,11 +146,11 @@ void run(const SimplexProjectBackwardArguments<scalar_t>& arguments, int64_t beg
          accumulate_t<scalar_t>* scratch) {
   using T = accumulate_t<scalar_t>;
   const int64_t length = arguments.length;
-  project_in_accumulating_type(
-      arguments.grad, arguments.result, length, begin, end, scratch,
-      [&](const T* grad, int64_t first, int64_t rows, T* result) {
-        project(grad, arguments.support + first * support_bytes(length), length, rows, result);
-      });
+  project_in_accumulating_type(arguments.grad, arguments.result, length, begin, end, scratch,
+                               [&](const T* grad, int64_t first, int64_t rows, T* result) {
+                                 project(grad, arguments.support + first * support_bytes(length),
+                                         length, rows, result);
+                               });
 }
 
 }  // namespace

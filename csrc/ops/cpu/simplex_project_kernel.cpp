@@ -19,6 +19,7 @@
 #include <limits>
 
 #include "common/sorting_network.h"
+#include "common/unrolled.h"
 #include "common/vector.h"
 #include "common/vector_bits.h"
 #include "common/vector_reduce.h"
@@ -35,72 +36,64 @@ constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
 
 // ---- rows of up to 32: a row a lane ------------------------------------------------------------
 
+// The larger one to the front. Of a number and a nan both stay, in either order.
 struct Descending {
   template <typename V>
   FEDKERN_ALWAYS_INLINE void operator()(V& a, V& b) const {
-    const V larger = clamp_min(a, b);
+    const V larger = clamp_min(b, a);
     b = clamp_max(a, b);
     a = larger;
   }
 };
 
-// Each lane's maximum, and tau or, if the row is nan, nan.
+// Each lane's maximum, and tau. A nan, and what comes of an infinite maximum, is in the sum of all,
+// so tau is nan.
 template <int kLength, typename V>
 inline void thresholds(V* column, const V& z, V& maximum, V& tau) {
-  maximum = column[0];
-  for (int i = 1; i < kLength; ++i) maximum = clamp_min(column[i], maximum);
-  // tau is at least -z. What is less counts as that: then -inf is no exception any more. A nan, and
-  // what comes of a maximum that is not finite, is a nan in the sum of all.
-  const V lowest = V(0) - z;
-  V sum(0);
-  for (int i = 0; i < kLength; ++i) {
-    column[i] = clamp_min(column[i] - maximum, lowest);
-    sum = sum + column[i];
-  }
-  const V not_nan = sum == sum;
+  using T = typename V::value_type;
   if constexpr (kLength > 1) sort<kLength>(column, Descending{});
-  tau = sum = lowest;  // of the maximum alone, whose d is 0
-  for (int i = 1; i < kLength; ++i) {
-    sum = sum + column[i];
-    tau = clamp_min(sum * V(1 / static_cast<typename V::value_type>(i + 1)), tau);
-  }
-  tau = V::blendv(V(kNan<typename V::value_type>), tau, not_nan);
+  maximum = column[0];
+  V sum = maximum - maximum;
+  tau = sum - z;
+  unrolled<kLength - 1>([&](auto i) {
+    constexpr int kNext = i() + 1;
+    sum = sum + (column[kNext] - maximum);
+    tau = clamp_min((sum - z) * V(1 / static_cast<T>(kNext + 1)), tau);
+  });
 }
 
-// As many rows as lanes, or the last few.
+// As many rows as lanes.
 template <int kLength, typename T>
-inline void project_batch(const T* x, const RowZ<T>& z, int rows, T* w, uint8_t* support) {
+inline void project_batch(const T* x, const RowZ<T>& z, T* w, uint8_t* support) {
   using V = Vector<T>;
   constexpr int kLanes = V::size();
   constexpr int kTiles = (kLength + kLanes - 1) / kLanes;
   V column[kTiles * kLanes];
-#pragma GCC unroll 16
-  for (int tile = 0; tile < kTiles; ++tile) {
+  unrolled<kTiles>([&](auto tile) {
     V row[kLanes];
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      row[i] = V::loadu(x + (i < rows ? i : 0) * kLength + tile * kLanes, width<V>(kLength - tile * kLanes));
-    }
+    unrolled<kLanes>([&](auto i) {
+      row[i] = V::loadu(x + i * kLength + tile * kLanes, width<V>(kLength - tile * kLanes));
+    });
     transpose(row);
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) column[tile * kLanes + i] = row[i];
-  }
-  const V z_of_lanes = z.each && z.stride ? V::loadu(z.each, rows) : V(z[0]);
+    unrolled<kLanes>([&](auto i) { column[tile * kLanes + i] = row[i]; });
+  });
   V maximum_of_lanes, tau_of_lanes;
-  thresholds<kLength>(column, z_of_lanes, maximum_of_lanes, tau_of_lanes);
+  thresholds<kLength>(column, z.each && z.stride ? V::loadu(z.each) : V(z[0]), maximum_of_lanes,
+                      tau_of_lanes);
 
   alignas(64) T maxima[kLanes], taus[kLanes];
   maximum_of_lanes.store(maxima);
   tau_of_lanes.store(taus);
-  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+  for (int i = 0; i < kLanes; ++i) {
     const V maximum(maxima[i]), tau(taus[i]);
     uint32_t bits = 0;
-#pragma GCC unroll 16
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const V d = V::loadu(x + i * kLength + tile * kLanes, width<V>(kLength - tile * kLanes)) - maximum;
-      bits |= (greater(d, tau) & first_bits(width<V>(kLength - tile * kLanes))) << tile * kLanes;
-      clamp_min(d - tau, V(0)).store(w + i * kLength + tile * kLanes, width<V>(kLength - tile * kLanes));
-    }
+    unrolled<kTiles>([&](auto tile) {
+      constexpr int64_t kWidth = width<V>(kLength - tile * kLanes);
+      const V d = V::loadu(x + i * kLength + tile * kLanes, kWidth) - maximum;
+      bits |= (greater(d, tau) & first_bits(kWidth)) << tile * kLanes;
+      clamp_min(d - tau, V(0)).store(w + i * kLength + tile * kLanes, kWidth);
+    });
     constexpr int kBytes = support_bytes(kLength);
     std::memcpy(support + i * kBytes, &bits, kBytes);
   }
@@ -108,12 +101,23 @@ inline void project_batch(const T* x, const RowZ<T>& z, int rows, T* w, uint8_t*
 
 template <int kLength, typename T>
 void project_short(const T* x, const RowZ<T>& z, int64_t rows, T* w, uint8_t* support) {
-  constexpr int kBatch = Vector<T>::size();
-  for (int64_t first = 0; first < rows; first += kBatch) {
-    project_batch<kLength>(x + first * kLength, z.from(first),
-                           static_cast<int>(width<Vector<T>>(rows - first)), w + first * kLength,
-                           support + first * support_bytes(kLength));
+  constexpr int kBatch = Vector<T>::size(), kBytes = support_bytes(kLength);
+  int64_t first = 0;
+  for (; first + kBatch <= rows; first += kBatch) {
+    project_batch<kLength>(x + first * kLength, z.from(first), w + first * kLength,
+                           support + first * kBytes);
   }
+  if (first == rows) return;
+  // The last few rows, and more that count for nothing.
+  alignas(64) T x_of_batch[kBatch * kLength] = {}, w_of_batch[kBatch * kLength];
+  alignas(64) T z_of_batch[kBatch] = {};
+  uint8_t support_of_batch[kBatch * kBytes];
+  const int64_t left = rows - first;
+  std::memcpy(x_of_batch, x + first * kLength, left * kLength * sizeof(T));
+  for (int64_t i = 0; i < left; ++i) z_of_batch[i] = z[first + i];
+  project_batch<kLength>(x_of_batch, RowZ<T>{T(0), z_of_batch, 1}, w_of_batch, support_of_batch);
+  std::memcpy(w + first * kLength, w_of_batch, left * kLength * sizeof(T));
+  std::memcpy(support + first * kBytes, support_of_batch, left * kBytes);
 }
 
 // ---- longer rows -------------------------------------------------------------------------------
@@ -272,12 +276,11 @@ void run(const SimplexProjectArguments<scalar_t>& arguments, int64_t begin, int6
          accumulate_t<scalar_t>* scratch) {
   using T = accumulate_t<scalar_t>;
   const int64_t length = arguments.length;
-  project_in_accumulating_type(
-      arguments.x, arguments.result, length, begin, end, scratch,
-      [&](const T* x, int64_t first, int64_t rows, T* w) {
-        project(x, length, arguments.z.from(first), rows, w,
-                arguments.support + first * support_bytes(length));
-      });
+  project_in_accumulating_type(arguments.x, arguments.result, length, begin, end, scratch,
+                               [&](const T* x, int64_t first, int64_t rows, T* w) {
+                                 project(x, length, arguments.z.from(first), rows, w,
+                                         arguments.support + first * support_bytes(length));
+                               });
 }
 
 }  // namespace

@@ -33,8 +33,8 @@ FEDKERN_ALWAYS_INLINE void call_with_length(int64_t length, const Call& call) {
   detail::call_with_length(length, call, std::make_integer_sequence<int, kMostSorted>());
 }
 
-// Calls project(from, first, rows, to) for the rows [begin, end): for all of them where they lie, but
-// for rows of a half type in scratch, some at a time, that are converted from and to them.
+// Calls project(from, first, rows, to) for the rows [begin, end): for all of them where they lie,
+// but for rows of a half type in scratch, some at a time, that are converted from and to them.
 template <typename scalar_t, typename Project, typename T = accumulate_t<scalar_t>>
 FEDKERN_ALWAYS_INLINE void project_in_accumulating_type(const scalar_t* from, scalar_t* to,
                                                         int64_t length, int64_t begin, int64_t end,
@@ -66,7 +66,7 @@ FEDKERN_ALWAYS_INLINE void for_each_block(int64_t size, const Body& body) {
 
 // How many of `left` elements, if any are left, a vector has.
 template <typename V>
-FEDKERN_ALWAYS_INLINE int64_t width(int64_t left) {
+FEDKERN_ALWAYS_INLINE constexpr int64_t width(int64_t left) {
   return left < 0 ? 0 : left < V::size() ? left : V::size();
 }
 

@@ -1,0 +1,54 @@
+#include "ops/simplex_project.h"
+
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "common/contiguous_rows.h"
+#include "common/cuda_tensor.h"
+#include "ops/cuda/simplex_project_kernel.h"
+
+namespace fedkern {
+namespace {
+
+template <typename scalar_t>
+void project(const at::Tensor& rows, const at::Tensor& result, const at::Tensor& support,
+             const RowZ<accumulate_t<scalar_t>>& z) {
+  SimplexProjectCudaArguments<cuda_t<scalar_t>> arguments{};
+  arguments.x = const_cuda_data<scalar_t>(rows);
+  arguments.length = rows.size(-1);
+  arguments.rows = rows.numel() / arguments.length;
+  arguments.z = z;
+  arguments.result = mutable_cuda_data<scalar_t>(result);
+  arguments.support = support.mutable_data_ptr<uint8_t>();
+  C10_CUDA_CHECK(simplex_project_cuda(arguments, c10::cuda::getCurrentCUDAStream()));
+}
+
+std::tuple<at::Tensor, at::Tensor> simplex_project(const at::Tensor& x, const at::Tensor& z,
+                                                   int64_t dim) {
+  dim = check_simplex_project(x, z, dim);
+  const c10::cuda::CUDAGuard guard(x.device());
+  const at::Tensor rows = contiguous_rows(x, dim);
+  at::DimVector support_shape(rows.sizes());
+  support_shape.back() = support_bytes(support_shape.back());
+  at::Tensor support = at::empty(support_shape, x.options().dtype(at::kByte));
+  at::Tensor result = switch_dtype(x.scalar_type(), [&](auto zero) {
+    using scalar_t = decltype(zero);
+    const ZOfRows<accumulate_t<scalar_t>> z_of_rows(z, x, dim);
+    return written_by_rows(x, dim, [&](const at::Tensor& written) {
+      project<scalar_t>(rows, written, support, *z_of_rows);
+    });
+  });
+  return {std::move(result), std::move(support)};
+}
+
+}  // namespace
+}  // namespace fedkern
+
+TORCH_LIBRARY_IMPL(fedkern, CUDA, m) {
+  m.impl("simplex_project", TORCH_FN(fedkern::simplex_project));
+}
