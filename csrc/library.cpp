@@ -15,6 +15,8 @@ TORCH_LIBRARY(fedkern, m) {
   m.def("calibrated_ce_backward(Tensor grad_loss, Tensor gradient, Tensor target, int ignore_index, bool grouped) -> Tensor");
   m.def("calibrated_ce_backward_(Tensor(a!) gradient, Tensor grad_loss, Tensor target, int ignore_index, bool grouped) -> ()");
   m.def("class_counts(Tensor target, SymInt num_classes, int ignore_index=-100, bool grouped=False) -> Tensor");
+  m.def("simplex_interpolate(Tensor[] endpoints, Tensor alpha, bool grouped=False) -> Tensor[]");
+  m.def("simplex_interpolate_backward(Tensor[] grads, Tensor[] endpoints, bool grouped, ScalarType dtype) -> Tensor");
 }
 // clang-format on
 

@@ -4,13 +4,13 @@ A new operator gets an entry, in a file for its family. Where a part of the cont
 the entry says why in a string.
 """
 
-from operators import calibrated_ce, class_counts
-from operators._entry import Arguments, Operator
+from operators import calibrated_ce, class_counts, simplex_interpolate
+from operators._entry import Arguments, Operator, map_tensors, tensors_of
 
-__all__ = ["OPERATORS", "Arguments", "Operator"]
+__all__ = ["OPERATORS", "Arguments", "Operator", "map_tensors", "tensors_of"]
 
 OPERATORS = {
     operator.name: operator
-    for family in (class_counts, calibrated_ce)
+    for family in (class_counts, calibrated_ce, simplex_interpolate)
     for operator in family.OPERATORS
 }
