@@ -150,7 +150,9 @@ def test_strides_do_not_matter(operator: Operator, device: str) -> None:
         operator.samples(operator.dtypes[0]), (every_other, turned, offset)
     ):
         expected = operator.call(to(arguments, device))
-        changed = map_tensors(lambda a: change(a) if a.dim() else a, to(arguments, device))
+        changed = map_tensors(
+            lambda a, change=change: change(a) if a.dim() else a, to(arguments, device)
+        )
         for a, e in zip(operator.call(changed), expected, strict=True):
             torch.testing.assert_close(a, e)
 

@@ -13,13 +13,16 @@ def simplex_interpolate_twin(
 ) -> list[Tensor]:
     if not grouped:
         return reference.simplex_interpolate(endpoints, alpha)
-    calls = [
-        reference.simplex_interpolate([tensor[b] for tensor in endpoints], weights)
-        for b, weights in enumerate(alpha)
-    ]
-    if calls:
-        return [torch.stack(results) for results in zip(*calls, strict=True)]
-    return [tensor.new_zeros(0, *alpha.shape[1:-1], *tensor.shape[2:]) for tensor in endpoints]
+
+    def interpolate(stack: Tensor) -> Tensor:
+        shape = stack.shape[2:]
+        theta = stack.reshape(*stack.shape[:2], shape.numel())
+        if alpha.dim() == 3:  # the same for each of a group's points
+            theta = theta.unsqueeze(1)
+        weights = alpha.to(stack.dtype).unsqueeze(-1)
+        return (weights * theta).sum(-2).reshape(*alpha.shape[:-1], *shape)
+
+    return [interpolate(stack) for stack in endpoints]
 
 
 def simplex_interpolate_backward_twin(
@@ -40,9 +43,7 @@ def simplex_interpolate_backward_twin(
 def rows(*leading: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
     """Tensors of several shapes, one of them empty; all [*leading, *shape]."""
     shapes = ((2, 3), (), (0, 4), (37,))
-    return [
-        randn(*leading, *shape, dtype=dtype, seed=seed + i) for i, shape in enumerate(shapes)
-    ]
+    return [randn(*leading, *shape, dtype=dtype, seed=seed + i) for i, shape in enumerate(shapes)]
 
 
 def simplex_interpolate_samples(dtype: torch.dtype) -> list[Arguments]:
