@@ -33,7 +33,7 @@ __device__ void interpolate_share(const Share<scalar_t>& share, const T* __restr
   constexpr int kWidth = Vector<scalar_t>::kSize;
   for (int first = 0; first < num_points; first += kPoints) {
     T sums[kPoints][kWidth] = {};
-#pragma unroll(kPoints == 1 ? 8 : 4)
+#pragma unroll(kPoints == 1 ? 4 : 2)
     for (int64_t m = 0; m < num_endpoints; ++m) {
       T theta[kWidth];
       load_share<kVectors, kThreads>(share.endpoints + m * share.endpoint_stride, share.left,
