@@ -27,7 +27,7 @@ struct Chunk {
   V part[kParts];
 
   // The elements behind `count` are 0.
-  static FEDKERN_ALWAYS_INLINE Chunk load(const scalar_t* from, int64_t count = kSize) {
+  static FEDKERN_ALWAYS_INLINE Chunk load(const scalar_t* from, int64_t count) {
     if constexpr (std::is_same_v<scalar_t, T>) {
       return {V::loadu(from, count)};
     } else if constexpr (kParts == 2) {
@@ -41,7 +41,7 @@ struct Chunk {
     }
   }
 
-  FEDKERN_ALWAYS_INLINE void store(scalar_t* to, int64_t count = kSize) const {
+  FEDKERN_ALWAYS_INLINE void store(scalar_t* to, int64_t count) const {
     if constexpr (std::is_same_v<scalar_t, T>) {
       part[0].store(to, count);
     } else if constexpr (kParts == 2) {

@@ -6,6 +6,7 @@
 #include "common/cpu_huge_pages.h"
 #include "common/switch_dtype.h"
 #include "ops/cpu/simplex_interpolate_kernel.h"
+#include "ops/cpu/simplex_interpolate_tasks.h"
 
 namespace fedkern {
 namespace {
@@ -20,15 +21,13 @@ void interpolate(at::TensorList endpoints, const at::Tensor& alpha, bool grouped
   const auto list =
       simplex_list<scalar_t, scalar_t>(endpoints, results, grouped, [&](int64_t size) {
         elements += size * sizes.groups * (sizes.endpoints + sizes.points);
-        return sizes.groups * ceil_div(size, kSimplexInterpolatePiece);
+        return sizes.groups * simplex_tasks(size);
       });
   const SimplexInterpolateArguments<scalar_t> arguments{
       list.data(), weights.const_data_ptr<accumulate_t<scalar_t>>(), sizes.points, sizes.endpoints};
   const auto run = std::get<SimplexInterpolateRun<scalar_t>>(simplex_interpolate_kernels());
-  // as many tasks as have the least elements that are worth waking another thread for
-  constexpr int64_t kLeastElements = 32768;
   const int64_t tasks = list.back().last_task;
-  at::parallel_for(0, tasks, ceil_div(tasks * kLeastElements, elements),
+  at::parallel_for(0, tasks, simplex_grain(tasks, elements),
                    [&](int64_t begin, int64_t end) { run(arguments, begin, end); });
 }
 

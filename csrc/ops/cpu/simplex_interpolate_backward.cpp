@@ -8,6 +8,7 @@
 
 #include "common/switch_dtype.h"
 #include "ops/cpu/simplex_interpolate_backward_kernel.h"
+#include "ops/cpu/simplex_interpolate_tasks.h"
 
 namespace fedkern {
 namespace {
@@ -19,7 +20,7 @@ void multiply(at::TensorList grads, at::TensorList endpoints, bool grouped,
   int64_t elements = 0;
   const auto tasks_of = [&](int64_t size) {
     elements += size * groups * (result.size(1) + result.size(2));
-    return groups * ceil_div(size, kSimplexInterpolateBackwardPiece);
+    return groups * simplex_tasks(size);
   };
   const auto list = simplex_list<scalar_t, const scalar_t>(endpoints, grads, grouped, tasks_of);
   const int64_t tasks = list.back().last_task;
@@ -28,9 +29,7 @@ void multiply(at::TensorList grads, at::TensorList endpoints, bool grouped,
       list.data(), result.size(1), result.size(2), products.mutable_data_ptr<double>()};
   const auto run =
       std::get<SimplexInterpolateBackwardRun<scalar_t>>(simplex_interpolate_backward_kernels());
-  // as many tasks as have the least elements that are worth waking another thread for
-  constexpr int64_t kLeastElements = 32768;
-  at::parallel_for(0, tasks, ceil_div(tasks * kLeastElements, elements),
+  at::parallel_for(0, tasks, simplex_grain(tasks, elements),
                    [&](int64_t begin, int64_t end) { run(arguments, begin, end); });
 
   // Tensor by tensor, group by group, piece by piece, whatever threads computed them.
@@ -38,7 +37,7 @@ void multiply(at::TensorList grads, at::TensorList endpoints, bool grouped,
   std::fill_n(sums, groups * pairs, 0.);
   const double* of_task = arguments.products;
   for (const auto& tensor : list) {
-    const int64_t pieces = ceil_div(tensor.size, kSimplexInterpolateBackwardPiece);
+    const int64_t pieces = simplex_tasks(tensor.size);
     for (int64_t group = 0; group < groups; ++group) {
       for (int64_t piece = 0; piece < pieces; ++piece, of_task += pairs) {
         for (int64_t i = 0; i < pairs; ++i) sums[group * pairs + i] += of_task[i];

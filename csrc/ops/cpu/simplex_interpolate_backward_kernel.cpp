@@ -7,6 +7,7 @@
 #include "common/vector.h"
 #include "common/vector_chunk.h"
 #include "common/vector_reduce.h"
+#include "ops/cpu/simplex_interpolate_tasks.h"
 
 namespace fedkern {
 namespace {
@@ -60,8 +61,7 @@ inline void multiply_tile(const Piece<scalar_t>& piece, int64_t point, int64_t e
     C grad[kPoints];
     for (int p = 0; p < kPoints; ++p) grad[p] = C::load(grads + p * piece.grad_stride + j, count);
     for (int m = 0; m < kEndpoints; ++m) {
-      const scalar_t* from = endpoints + m * piece.endpoint_stride + j;
-      const C theta = C::load(from, count);
+      const C theta = C::load(endpoints + m * piece.endpoint_stride + j, count);
       for (int p = 0; p < kPoints; ++p) {
         for (int i = 0; i < C::kParts; ++i) {
           auto& sum = sums[p][m][i % kSums];
@@ -101,31 +101,25 @@ void run(const SimplexInterpolateBackwardArguments<scalar_t>& arguments, int64_t
   constexpr int kTilePoints = 2, kTileEndpoints = 2, kOnePointEndpoints = 4;
 #endif
   const int64_t num_points = arguments.num_points, num_endpoints = arguments.num_endpoints;
-  const auto* tensor = arguments.tensors;
-  int64_t first_task = 0;
-  for (int64_t task = begin; task < end; ++task) {
-    for (; task >= tensor->last_task; ++tensor) first_task = tensor->last_task;
-    const int64_t pieces = ceil_div(tensor->size, kSimplexInterpolateBackwardPiece);
-    const int64_t group = (task - first_task) / pieces;
-    const int64_t first = (task - first_task) % pieces * kSimplexInterpolateBackwardPiece;
-    const int64_t left = tensor->size - first;
-    const auto& from = tensor->endpoints;
-    const auto& grads = tensor->points;
-    const Piece<scalar_t> piece{
-        from.data + group * from.group_stride + first,
-        from.row_stride,
-        grads.data + group * grads.group_stride + first,
-        grads.row_stride,
-        num_points,
-        num_endpoints,
-        left < kSimplexInterpolateBackwardPiece ? left : kSimplexInterpolateBackwardPiece,
-        arguments.products + task * num_points * num_endpoints};
+  const auto run_task = [&](int64_t task, const auto& tensor, int64_t group, int64_t first,
+                            int64_t size) {
+    const auto& from = tensor.endpoints;
+    const auto& grads = tensor.points;
+    const Piece<scalar_t> piece{from.data + group * from.group_stride + first,
+                                from.row_stride,
+                                grads.data + group * grads.group_stride + first,
+                                grads.row_stride,
+                                num_points,
+                                num_endpoints,
+                                size,
+                                arguments.products + task * num_points * num_endpoints};
     int64_t point = 0;
     for (; point + kTilePoints <= num_points; point += kTilePoints) {
       multiply_points<kTilePoints, kTileEndpoints>(piece, point);
     }
     for (; point < num_points; ++point) multiply_points<1, kOnePointEndpoints>(piece, point);
-  }
+  };
+  for_each_task(arguments.tensors, begin, end, run_task);
 }
 
 }  // namespace

@@ -11,10 +11,6 @@
 
 namespace fedkern {
 
-// A task is so many elements of all rows of a group: few enough for the L2 cache to hold them while
-// one pair of rows after the other is multiplied.
-constexpr int64_t kSimplexInterpolateBackwardPiece = 2048;
-
 template <typename scalar_t>
 struct SimplexInterpolateBackwardArguments {
   const SimplexTensor<scalar_t, const scalar_t>* tensors;
@@ -23,7 +19,7 @@ struct SimplexInterpolateBackwardArguments {
   double* products;       // [tasks, G, M]: of each task's piece
 };
 
-// Tasks [begin, end) of the list.
+// Tasks [begin, end) of the list (simplex_interpolate_tasks.h).
 template <typename scalar_t>
 using SimplexInterpolateBackwardRun = void (*)(const SimplexInterpolateBackwardArguments<scalar_t>&,
                                                int64_t begin, int64_t end);

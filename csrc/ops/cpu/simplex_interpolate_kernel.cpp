@@ -6,6 +6,7 @@
 
 #include "common/vector.h"
 #include "common/vector_chunk.h"
+#include "ops/cpu/simplex_interpolate_tasks.h"
 
 namespace fedkern {
 namespace {
@@ -24,7 +25,7 @@ struct Piece {
 
 constexpr int kTilePoints = 4;
 
-// kChunks chunks of kPoints points, from element `first` on; of the last chunk `count` elements.
+// kChunks chunks of kPoints points, from element `first` on; `count` elements of each chunk.
 template <int kPoints, int kChunks, typename scalar_t>
 inline void interpolate_tile(const Piece<scalar_t>& piece, int64_t point, int64_t first,
                              int64_t count) {
@@ -40,8 +41,7 @@ inline void interpolate_tile(const Piece<scalar_t>& piece, int64_t point, int64_
   const scalar_t* endpoint = piece.endpoints + first;
   for (int64_t m = 0; m < piece.num_endpoints; ++m, endpoint += piece.endpoint_stride) {
     for (int c = 0; c < kChunks; ++c) {
-      const scalar_t* from = endpoint + c * C::kSize;
-      const C theta = c + 1 < kChunks ? C::load(from) : C::load(from, count);
+      const C theta = C::load(endpoint + c * C::kSize, count);
       for (int p = 0; p < kPoints; ++p) {
         const V weight(alpha[p * piece.num_endpoints + m]);
         for (int i = 0; i < C::kParts; ++i) {
@@ -55,11 +55,7 @@ inline void interpolate_tile(const Piece<scalar_t>& piece, int64_t point, int64_
     for (int c = 0; c < kChunks; ++c, to += C::kSize) {
       C result;
       for (int i = 0; i < C::kParts; ++i) result.part[i] = sums[p][c][i];
-      if (c + 1 < kChunks) {
-        result.store(to);
-      } else {
-        result.store(to, count);
-      }
+      result.store(to, count);
     }
   }
 }
@@ -83,16 +79,10 @@ void run(const SimplexInterpolateArguments<scalar_t>& arguments, int64_t begin, 
   // As many sums as fit into sixteen registers with what they are computed from.
   constexpr int kParts = Chunk<scalar_t>::kParts, kMostSums = 8;
   const int64_t num_points = arguments.num_points, num_endpoints = arguments.num_endpoints;
-  const auto* tensor = arguments.tensors;
-  int64_t first_task = 0;
-  for (int64_t task = begin; task < end; ++task) {
-    for (; task >= tensor->last_task; ++tensor) first_task = tensor->last_task;
-    const int64_t pieces = ceil_div(tensor->size, kSimplexInterpolatePiece);
-    const int64_t group = (task - first_task) / pieces;
-    const int64_t first = (task - first_task) % pieces * kSimplexInterpolatePiece;
-    const int64_t left = tensor->size - first;
-    const auto& from = tensor->endpoints;
-    const auto& to = tensor->points;
+  const auto run_task = [&](int64_t, const auto& tensor, int64_t group, int64_t first,
+                            int64_t size) {
+    const auto& from = tensor.endpoints;
+    const auto& to = tensor.points;
     const Piece<scalar_t> piece{from.data + group * from.group_stride + first,
                                 from.row_stride,
                                 to.data + group * to.group_stride + first,
@@ -100,13 +90,14 @@ void run(const SimplexInterpolateArguments<scalar_t>& arguments, int64_t begin, 
                                 arguments.alpha + group * num_points * num_endpoints,
                                 num_points,
                                 num_endpoints,
-                                left < kSimplexInterpolatePiece ? left : kSimplexInterpolatePiece};
+                                size};
     int64_t point = 0;
     for (; point + kTilePoints <= num_points; point += kTilePoints) {
       interpolate_points<kTilePoints, kMostSums / kTilePoints / kParts>(piece, point);
     }
     for (; point < num_points; ++point) interpolate_points<1, kMostSums / kParts>(piece, point);
-  }
+  };
+  for_each_task(arguments.tensors, begin, end, run_task);
 }
 
 }  // namespace

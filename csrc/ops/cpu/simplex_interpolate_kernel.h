@@ -12,10 +12,6 @@
 
 namespace fedkern {
 
-// A task is so many elements of all rows of a group: few enough for the L2 cache to hold them while
-// one point after the other is interpolated from them.
-constexpr int64_t kSimplexInterpolatePiece = 2048;
-
 template <typename scalar_t>
 struct SimplexInterpolateArguments {
   const SimplexTensor<scalar_t, scalar_t>* tensors;
@@ -24,7 +20,7 @@ struct SimplexInterpolateArguments {
   int64_t num_endpoints;                // M
 };
 
-// Tasks [begin, end) of the list.
+// Tasks [begin, end) of the list (simplex_interpolate_tasks.h).
 template <typename scalar_t>
 using SimplexInterpolateRun = void (*)(const SimplexInterpolateArguments<scalar_t>&, int64_t begin,
                                        int64_t end);
