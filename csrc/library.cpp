@@ -20,6 +20,8 @@ TORCH_LIBRARY(fedkern, m) {
   m.def("simplex_riesz_energy_by_size(Tensor scores, Tensor sizes, Tensor? wanted=None, bool screen=False) -> Tensor");
   m.def("simplex_project(Tensor x, Tensor z, int dim=-1) -> (Tensor result, Tensor support)");
   m.def("simplex_project_backward(Tensor grad, Tensor support, int dim) -> Tensor");
+  m.def("simplex_interpolate(Tensor[] endpoints, Tensor alpha, bool grouped=False) -> Tensor[]");
+  m.def("simplex_interpolate_backward(Tensor[] grads, Tensor[] endpoints, bool grouped, ScalarType dtype) -> Tensor");
 }
 // clang-format on
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cpu_capabilities import CAPABILITIES, run_tests_with
-from operators import OPERATORS, Arguments, Operator
+from operators import OPERATORS, Arguments, Operator, map_tensors, tensors_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,13 +36,20 @@ def needs(part: object) -> None:
 
 
 def to(arguments: Arguments, *args: Any) -> Arguments:
-    return tuple(a.to(*args) if isinstance(a, Tensor) else a for a in arguments)
+    return map_tensors(lambda a: a.to(*args), arguments)
 
 
 def doubled(arguments: Arguments) -> Arguments:
     """Floating tensors in float64."""
+    return map_tensors(lambda a: a.double() if a.is_floating_point() else a, arguments)
+
+
+def tracked(operator: Operator, arguments: Arguments) -> Arguments:
+    """With copies that require grad where there are derivatives."""
+    assert not isinstance(operator.differentiable, str)
     return tuple(
-        a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments
+        map_tensors(lambda a: a.clone().requires_grad_(), a) if i in operator.differentiable else a
+        for i, a in enumerate(arguments)
     )
 
 
@@ -125,7 +132,7 @@ def test_equals_its_twin(operator: Operator, device: str) -> None:
                     assert a.dtype == (operator.result_dtype or dtype)
                     e = e.to(a.dtype)
                 torch.testing.assert_close(a.cpu(), e, msg=said_of(arguments))
-            smallest.append(min(a.numel() for a in arguments if isinstance(a, Tensor)))
+            smallest.append(min(a.numel() for a in tensors_of(arguments)))
     assert 0 in smallest, "an empty sample is wanted"
 
 
@@ -143,8 +150,8 @@ def test_strides_do_not_matter(operator: Operator, device: str) -> None:
         operator.samples(operator.dtypes[0]), (every_other, turned, offset)
     ):
         expected = operator.call(to(arguments, device))
-        changed = tuple(
-            change(a) if isinstance(a, Tensor) and a.dim() > 0 else a for a in to(arguments, device)
+        changed = map_tensors(
+            lambda a, change=change: change(a) if a.dim() else a, to(arguments, device)
         )
         for a, e in zip(operator.call(changed), expected, strict=True):
             torch.testing.assert_close(a, e)
@@ -201,9 +208,7 @@ def test_meta_tensors_have_the_results_shapes(operator: Operator) -> None:
             real = operator.call(arguments)
             meta = operator.call(to(arguments, "meta"))
             with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-                fake = operator.call(
-                    tuple(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments)
-                )
+                fake = operator.call(map_tensors(mode.from_tensor, arguments))
             for r, *others in zip(real, meta, fake, strict=True):
                 for other in others:
                     assert (r.shape, r.dtype, r.stride()) == (
@@ -217,11 +222,7 @@ def test_opcheck(operator: Operator) -> None:
     for arguments in operator.samples(operator.dtypes[0]):
         torch.library.opcheck(operator.op, tuple(a for a in arguments))
         if not isinstance(operator.differentiable, str):
-            tracked = tuple(
-                a.clone().requires_grad_() if i in operator.differentiable else a
-                for i, a in enumerate(arguments)
-            )
-            torch.library.opcheck(operator.op, tracked)
+            torch.library.opcheck(operator.op, tracked(operator, arguments))
 
 
 def derivatives(call: Any, operator: Operator, arguments: Arguments) -> list[Tensor]:
@@ -230,11 +231,8 @@ def derivatives(call: Any, operator: Operator, arguments: Arguments) -> list[Ten
     That of a linear operator depends on its cotangents alone.
     """
     assert not isinstance(operator.differentiable, str)
-    arguments = tuple(
-        a.clone().requires_grad_() if i in operator.differentiable else a
-        for i, a in enumerate(arguments)
-    )
-    by = [arguments[i] for i in operator.differentiable]
+    arguments = tracked(operator, arguments)
+    by = tensors_of([arguments[i] for i in operator.differentiable])
     generator = torch.Generator().manual_seed(7)
 
     def random_like(t: Tensor) -> Tensor:
@@ -274,23 +272,29 @@ class CallCounter(TorchDispatchMode):
 
 def test_a_mapped_call_is_one_call(operator: Operator) -> None:
     """Under vmap, whichever arguments are mapped, along whichever dimension; nested, too."""
+
+    def stack(a: Tensor) -> Tensor:
+        return torch.stack([a, a.flip(0) if a.dim() else a], dim=-1)
+
     if operator.vmap:
         pytest.skip(operator.vmap)
     for arguments in operator.samples(operator.dtypes[0]):
-        tensors = [i for i, a in enumerate(arguments) if isinstance(a, Tensor)]
+        tensors = [i for i, a in enumerate(arguments) if tensors_of(a)]
         for mapped in itertools.chain.from_iterable(
             itertools.combinations(tensors, n) for n in range(1, len(tensors) + 1)
         ):
             stacks = tuple(
-                torch.stack([a, a.flip(0) if a.dim() else a], dim=-1) if i in mapped else a
-                for i, a in enumerate(arguments)
+                map_tensors(stack, a) if i in mapped else a for i, a in enumerate(arguments)
             )
             in_dims = tuple(-1 if i in mapped else None for i in range(len(arguments)))
             with CallCounter() as counter:
                 actual = torch.vmap(lambda *a: operator.call(a), in_dims=in_dims)(*stacks)
             expected = [
                 operator.call(
-                    tuple(s.select(-1, k) if i in mapped else s for i, s in enumerate(stacks))
+                    tuple(
+                        map_tensors(lambda s, k=k: s.select(-1, k), s) if i in mapped else s
+                        for i, s in enumerate(stacks)
+                    )
                 )
                 for k in range(2)
             ]

@@ -55,16 +55,16 @@ std::tuple<Tensor, Tensor> simplex_project_autograd(const Tensor& x, const Tenso
 std::tuple<Tensor, Tensor> simplex_project_vmap(const Tensor& x, const Tensor& z, int64_t dim) {
   const int64_t rank = x.dim(), z_rank = z.dim();
   if (dim >= 0 && dim < rank) dim -= rank;  // from the end: the mapped dimension goes in front
-  const VmapCall vmap(/*grouped=*/false, {x, z});
+  const VmapLevel vmap({x, z});
   if (!vmap.maps()) return call(x, z, dim);
   // A stack of z needs as many dimensions as a stack of rows.
   Tensor stacked_z = z;
-  if (vmap.is_mapped(z)) {
-    stacked_z = vmap.grouped(z);
+  if (vmap.maps(z)) {
+    stacked_z = vmap.stacked(z);
     for (int64_t d = z_rank; d < rank - 1; ++d) stacked_z = stacked_z.unsqueeze(1);
   }
-  const auto [result, support] = call(vmap.grouped(x), stacked_z, dim);
-  return {vmap.mapped(result), vmap.mapped(support)};
+  const auto [result, support] = call(vmap.stacked(x), stacked_z, dim);
+  return {vmap.mapped(result, 0), vmap.mapped(support, 0)};
 }
 
 }  // namespace

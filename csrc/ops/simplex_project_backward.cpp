@@ -67,9 +67,10 @@ Tensor simplex_project_backward_autograd(const Tensor& grad, const Tensor& suppo
 
 Tensor simplex_project_backward_vmap(const Tensor& grad, const Tensor& support, int64_t dim) {
   if (dim >= 0 && dim < grad.dim()) dim -= grad.dim();  // from the end
-  const VmapCall vmap(/*grouped=*/false, {grad, support});
+  const VmapLevel vmap({grad, support});
   if (!vmap.maps()) return call_simplex_project_backward(grad, support, dim);
-  return vmap.mapped(call_simplex_project_backward(vmap.grouped(grad), vmap.grouped(support), dim));
+  return vmap.mapped(
+      call_simplex_project_backward(vmap.stacked(grad), vmap.stacked(support), dim), 0);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 from fedkern.reference.calibrated_ce import calibrated_ce
 from fedkern.reference.class_counts import class_counts
 from fedkern.reference.simplex_assign_subregions import simplex_assign_subregions
+from fedkern.reference.simplex_interpolate import simplex_interpolate
 from fedkern.reference.simplex_project import simplex_project
 from fedkern.reference.simplex_riesz_energy import simplex_riesz_energy
 
@@ -10,6 +11,7 @@ __all__ = [
     "calibrated_ce",
     "class_counts",
     "simplex_assign_subregions",
+    "simplex_interpolate",
     "simplex_project",
     "simplex_riesz_energy",
 ]

@@ -4,13 +4,22 @@ A new operator gets an entry, in a file for its family. Where a part of the cont
 the entry says why in a string.
 """
 
-from operators import calibrated_ce, class_counts, simplex_project, simplex_riesz_energy
-from operators._entry import Arguments, Operator
+from operators import (
+    calibrated_ce,
+    class_counts,
+    simplex_interpolate,
+    simplex_project,
+    simplex_riesz_energy,
+)
+from operators._entry import Arguments, Operator, map_tensors, tensors_of
 
-__all__ = ["OPERATORS", "Arguments", "Operator"]
+__all__ = ["OPERATORS", "Arguments", "Operator", "map_tensors", "tensors_of"]
 
-OPERATORS = {
-    operator.name: operator
-    for family in (class_counts, calibrated_ce, simplex_project, simplex_riesz_energy)
-    for operator in family.OPERATORS
-}
+FAMILIES = (
+    calibrated_ce,
+    class_counts,
+    simplex_interpolate,
+    simplex_project,
+    simplex_riesz_energy,
+)
+OPERATORS = {operator.name: operator for family in FAMILIES for operator in family.OPERATORS}

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-Arguments = tuple[Any, ...]
+Arguments = tuple[Any, ...]  # tensors, lists of tensors, options
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -50,8 +51,18 @@ class Operator:
         return as_tuple(self.twin(*arguments))
 
 
-def as_tuple(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return results if isinstance(results, tuple) else (results,)
+def as_tuple(results: Tensor | tuple[Tensor, ...] | list[Tensor]) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else tuple(results)
+
+
+def tensors_of(arguments: Any) -> list[Tensor]:
+    """The tensors of an argument or of all arguments, those in lists, too."""
+    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], arguments: Any) -> Any:
+    """The same with each tensor changed."""
+    return tree_map_only(Tensor, change, arguments)
 
 
 def generator(seed: int) -> torch.Generator:
