@@ -7,6 +7,8 @@
 #include "build_facts.h"
 #include "common/cpu_capability.h"
 #include "ops/calibrated_ce.h"
+#include "ops/simplex_sample.h"
+#include "ops/simplex_sample_ball.h"
 
 // clang-format off
 TORCH_LIBRARY(fedkern, m) {
@@ -15,6 +17,8 @@ TORCH_LIBRARY(fedkern, m) {
   m.def("calibrated_ce_backward(Tensor grad_loss, Tensor gradient, Tensor target, int ignore_index, bool grouped) -> Tensor");
   m.def("calibrated_ce_backward_(Tensor(a!) gradient, Tensor grad_loss, Tensor target, int ignore_index, bool grouped) -> ()");
   m.def("class_counts(Tensor target, SymInt num_classes, int ignore_index=-100, bool grouped=False) -> Tensor");
+  m.def("simplex_sample(Tensor key, SymInt[] size, SymInt num_endpoints, ScalarType dtype) -> Tensor");
+  m.def("simplex_sample_ball(Tensor key, Tensor center, Tensor radius, SymInt num_samples, str method) -> Tensor");
 }
 // clang-format on
 
@@ -25,4 +29,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cpu_capability") = fedkern::cpu_capability_name();
   // The same as torch.ops.fedkern.calibrated_ce, without torch.ops' interpretation of the schema.
   m.def("calibrated_ce", torch::wrap_pybind_function_no_gil(fedkern::call_calibrated_ce));
+  // The keys are drawn on the way to these operators.
+  m.def("simplex_sample", torch::wrap_pybind_function_no_gil(fedkern::call_simplex_sample));
+  m.def("simplex_sample_ball",
+        torch::wrap_pybind_function_no_gil(fedkern::call_simplex_sample_ball));
 }

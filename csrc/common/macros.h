@@ -10,3 +10,10 @@
 #else
 #define FEDKERN_HOST_DEVICE FEDKERN_ALWAYS_INLINE
 #endif
+
+// Before a loop of fixed length: no loop is left of it.
+#if defined(__CUDACC__)
+#define FEDKERN_UNROLL _Pragma("unroll")
+#else
+#define FEDKERN_UNROLL _Pragma("GCC unroll 16")
+#endif
