@@ -133,5 +133,5 @@ def _straight(*arguments: object) -> bool:
 def _draw_key(generator: torch.Generator | None, device: torch.device | str) -> Tensor:
     """What the points of a draw are a function of: 64 random bits."""
     source = device if generator is None else generator.device
-    key = torch.empty((), dtype=torch.int64, device=source)
-    return key.random_(-(2**63), None, generator=generator).to(device)
+    key = torch.randint(-(2**63), 2**63 - 1, (), generator=generator, device=source)
+    return key.to(device)

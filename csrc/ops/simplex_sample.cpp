@@ -13,8 +13,9 @@ namespace fedkern {
 at::Tensor draw_key(std::optional<at::Generator> generator, at::Device device) {
   const at::Device source = generator && generator->defined() ? generator->device() : device;
   at::Tensor key = at::empty({}, at::TensorOptions().dtype(at::kLong).device(source));
-  // from the least number, without an end: all 64 bits
-  key.random_(std::numeric_limits<int64_t>::min(), std::nullopt, std::move(generator));
+  // all numbers but the last, which is what torch.randint can draw: compiled code calls that
+  using Limits = std::numeric_limits<int64_t>;
+  key.random_(Limits::min(), Limits::max(), std::move(generator));
   return source == device ? key : key.to(device, /*non_blocking=*/true);
 }
 

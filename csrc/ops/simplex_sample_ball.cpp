@@ -16,7 +16,9 @@ at::Tensor call_simplex_sample_ball(const at::Tensor& center,
                              .typed<at::Tensor(const at::Tensor&, const at::Tensor&,
                                                const at::Tensor&, c10::SymInt, c10::string_view)>();
   const double* number = std::get_if<double>(&radius);
-  return op.call(draw_key(std::move(generator), center.device()), center,
+  // The points are constants: no derivative, and no warning that there is none.
+  return op.call(draw_key(std::move(generator), center.device()),
+                 center.requires_grad() ? center.detach() : center,
                  number ? at::scalar_tensor(*number, at::kDouble) : std::get<at::Tensor>(radius),
                  num_samples, method);
 }

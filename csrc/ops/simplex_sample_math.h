@@ -47,11 +47,12 @@ FEDKERN_HOST_DEVICE Words<kLanes> draw_words(uint64_t key, uint32_t block,
                                              const Counters<kLanes>& at) {
   Words<kLanes> words;
   for (int l = 0; l < kLanes; ++l) {
-    const PhiloxBlock drawn =
-        philox({{block, at.attempt[l], at.point_low[l], at.point_high[l]}}, key);
-    FEDKERN_UNROLL
-    for (int i = 0; i < 4; ++i) words.word[i][l] = drawn.word[i];
+    words.word[0][l] = block;
+    words.word[1][l] = at.attempt[l];
+    words.word[2][l] = at.point_low[l];
+    words.word[3][l] = at.point_high[l];
   }
+  philox(words.word, key);
   return words;
 }
 

@@ -44,11 +44,13 @@ class Draw:
     def group(self) -> int:
         return 4 if self.dtype == torch.float32 else 2
 
-    def block(self, index: int) -> Words:
-        counter = np.empty((len(self.points), 4), np.uint64)
-        counter[:, 0], counter[:, 1] = index, self.attempt
-        counter[:, 2], counter[:, 3] = self.points & 0xFFFFFFFF, self.points >> 32
-        return philox(counter, self.key)
+    def blocks(self, first: int, count: int = 1) -> Words:
+        """The words of blocks first, first + 1, ...: [points, 4 count]."""
+        counter = np.empty((len(self.points), count, 4), np.uint64)
+        counter[:, :, 0], counter[:, :, 1] = np.arange(first, first + count), self.attempt
+        counter[:, :, 2] = self.points[:, None] & 0xFFFFFFFF
+        counter[:, :, 3] = self.points[:, None] >> 32
+        return philox(counter, self.key).reshape(len(self.points), 4 * count)
 
     def uniforms(self, size: int) -> Floats:
         """Uniform on (0, 1), one for each of `size` coordinates."""
@@ -58,25 +60,29 @@ class Draw:
         """-log of these, from u or from 1 - u, whichever is smaller and so has more digits."""
         return _exponential(*self._pairs(size))
 
-    def last_uniform(self, block: int) -> Floats:
-        """The number that the last two words of a block make; in float32, the first of the two."""
-        return _uniforms(self.block(block), self.dtype)[0][:, self.group // 2]
+    def head_uniform(self) -> Floats:
+        """The uniform number of a whole point."""
+        return self.uniform_of(self.blocks(HEAD))
 
-    def last_exponential(self, block: int) -> Floats:
-        u, complement = _uniforms(self.block(block), self.dtype)
+    def head_exponential(self) -> Floats:
+        u, complement = _uniforms(self.blocks(HEAD), self.dtype)
         return _exponential(u, complement)[:, self.group // 2]
+
+    def uniform_of(self, block: Words) -> Floats:
+        """What the last two words of blocks [..., 4] make; in float32, the first of the two."""
+        return _uniforms(block, self.dtype)[0][:, self.group // 2]
 
     def choices(self, size: int) -> Words:
         """A word for each of `size` coordinates."""
-        blocks = [self.block(CHOICES + g)[:, : self.group] for g in range(self._groups(size))]
-        return np.concatenate(blocks, 1)[:, :size]
+        words = self.blocks(CHOICES, self._groups(size))
+        used = np.arange(words.shape[1]) % 4 < self.group
+        return words[:, used][:, :size]
 
     def _groups(self, size: int) -> int:
         return -(-size // self.group)
 
     def _pairs(self, size: int) -> tuple[Floats, Floats]:
-        drawn = np.concatenate([self.block(g) for g in range(self._groups(size))], 1)
-        u, complement = _uniforms(drawn, self.dtype)
+        u, complement = _uniforms(self.blocks(0, self._groups(size)), self.dtype)
         return u[:, :size], complement[:, :size]
 
 

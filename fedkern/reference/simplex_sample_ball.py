@@ -32,21 +32,22 @@ def simplex_sample_ball(
     alpha = np.empty((len(beta), num_samples, beta.shape[1]))
     for k, rho in enumerate(radii):
         first = k * num_samples
-        points = np.arange(first, first + num_samples)
+        draw = Draw(int(key), np.arange(first, first + num_samples), 0, dtype)
         if method == "published":
-            alpha[k] = as_published(Draw(int(key), points, 0, dtype), beta[k], rho)
+            alpha[k] = as_published(draw, beta[k], rho)
         elif rho == 0:
             alpha[k] = beta[k]
         else:
-            alpha[k] = from_subregion(Draw(int(key), points, 0, dtype), beta[k], rho)
-    return torch.from_numpy(alpha).reshape(*center.shape[:-1], num_samples, -1).to(dtype)
+            alpha[k] = from_subregion(draw, beta[k], rho)
+    points = torch.from_numpy(alpha).to(dtype)
+    return points if center.dim() == 2 else points[0]
 
 
 def as_published(draw: Draw, center: Floats, radius: float) -> Floats:
     # The sign of a uniform number's 2 u - 1 is the uppermost bit's, its size the others'.
     u = draw.uniforms(len(center))
     v = np.where(u < 0.5, 2 * u, 2 * u - 2)
-    length = radius * draw.last_uniform(HEAD)
+    length = radius * draw.head_uniform()
     return center + (length / np.abs(v).sum(1))[:, None] * v
 
 
@@ -101,10 +102,10 @@ def from_ball(draw: Draw, center: Floats, radius: float) -> Floats:
     f = len(members)
     weights = [comb(f, q) * comb(size - 2, q - 1) for q in range(1, min(f, size - 1) + 1)]
     below = np.cumsum([w / sum(weights) for w in weights])[:-1]
-    q = 1 + (draw.block(HEAD)[:, :1] * 2.0**-32 >= below).sum(1)
+    q = 1 + (draw.blocks(HEAD)[:, :1] * 2.0**-32 >= below).sum(1)
     negative = np.zeros((len(q), size), dtype=bool)
     negative[:, members] = subsets(q, draw.choices(size)[:, members])
-    t = radius / 2 * np.exp(-draw.last_exponential(HEAD) / (size - 1))
+    t = radius / 2 * np.exp(-draw.head_exponential() / (size - 1))
     e = draw.exponentials(size)
     fall, rise = np.where(negative, e, 0), np.where(negative, 0, e)
     u = rise / rise.sum(1, keepdims=True) - fall / fall.sum(1, keepdims=True)
@@ -127,11 +128,10 @@ def walk(draw: Draw, point: int, center: Floats, radius: float) -> Floats:
     size = len(center)
     alpha = center.copy()
     steps = Draw(draw.key, np.array([point]), TRIES, draw.dtype)
-    for step in range(SWEEPS * size):
-        words = steps.block(step)
-        i, j = int(words[0, 0]) * size >> 32, int(words[0, 1]) * (size - 1) >> 32
+    blocks = steps.blocks(0, SWEEPS * size).reshape(-1, 4)
+    for words, u in zip(blocks, steps.uniform_of(blocks), strict=True):
+        i, j = int(words[0]) * size >> 32, int(words[1]) * (size - 1) >> 32
         j += j >= i
-        u = float(steps.last_uniform(step)[0])
         total = alpha[i] + alpha[j]
         a, b = center[i], total - center[j]
         others = np.abs(np.delete(alpha - center, [i, j])).sum()

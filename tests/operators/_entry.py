@@ -21,7 +21,7 @@ class Operator:
     family: str  # names its twin, its tests, its benchmark and its section in the docs
     documented: Callable[..., Any] | str  # the public function
     twin: Callable[..., Any]  # the same in plain PyTorch
-    dtypes: tuple[torch.dtype, ...]  # of its first argument
+    dtypes: tuple[torch.dtype, ...]  # of its first argument, or of what it makes
     samples: Callable[[torch.dtype], list[Arguments]]  # empty ones among them
     large: Callable[[torch.dtype], Arguments]  # work for several threads
     differentiable: tuple[int, ...] | str  # positions of arguments with derivatives
@@ -30,6 +30,7 @@ class Operator:
     nonfinite: list[Arguments] | str  # nan, inf and -inf: the twin says what comes of them
     bad_inputs: list[tuple[type[Exception], str, Arguments]]
     mutated: int | None = None  # the position of the argument it writes to
+    doubles: bool = True  # the twin gets float64; a draw would be another one
 
     @property
     def op(self) -> Any:
@@ -46,6 +47,11 @@ class Operator:
         return as_tuple(self.op(*arguments))
 
     def call_twin(self, arguments: Arguments) -> tuple[Tensor, ...]:
+        if self.doubles:
+            arguments = tuple(
+                a.double() if isinstance(a, Tensor) and a.is_floating_point() else a
+                for a in arguments
+            )
         return as_tuple(self.twin(*arguments))
 
 

@@ -6,6 +6,7 @@
 #include "ops/cpu/simplex_sample_ball_kernel.h"
 
 #include "common/cpu_buffer.h"
+#include "common/philox_vector.h"
 
 namespace fedkern {
 namespace {

@@ -4,6 +4,7 @@
 #include "ops/cpu/simplex_sample_kernel.h"
 
 #include "common/cpu_buffer.h"
+#include "common/philox_vector.h"
 #include "ops/simplex_sample_math.h"
 
 namespace fedkern {

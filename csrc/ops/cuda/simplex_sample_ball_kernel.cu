@@ -25,7 +25,7 @@ struct Cut {
 Cut cut_of(int64_t size, int64_t centers, int64_t num_samples, int64_t element_bytes) {
   Cut cut{};
   const int64_t tiles = centers * ((num_samples + kTilePoints - 1) / kTilePoints);
-  cut.part = (tiles + kWantedBlocks - 1) / kWantedBlocks * kTilePoints;
+  cut.part = ((tiles - 1) / kWantedBlocks + 1) * kTilePoints;
   cut.parts = (num_samples + cut.part - 1) / cut.part;
   cut.plan_bytes = (size * (element_bytes + 12) + 15) / 16 * 16;
   const int64_t tile_bytes = kTilePoints * size * element_bytes;
