@@ -13,7 +13,7 @@ Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
 # What makes two rows results of the same thing; the newer one counts.
 SETTING = ("measure", "device", "gpu", "threads", "cpu_capability", "huge_pages")
-SUBJECT = ("shape", "dtype", "labels", "classes")
+SUBJECT = ("shape", "dtype", "labels", "classes", "center")
 
 
 def newest(benchmark: str) -> list[Row]:
@@ -63,7 +63,7 @@ def table(title: str, rows: list[Row]) -> str:
 
 
 def main() -> None:
-    for benchmark in ("calibrated_ce", "class_counts"):
+    for benchmark in ("calibrated_ce", "class_counts", "simplex_sample", "simplex_sample_ball"):
         settings: dict[str, list[Row]] = {}
         for row in newest(benchmark):
             where = row["gpu"] if row["device"] == "cuda" else row["cpu_capability"]

@@ -92,7 +92,10 @@ def directly(
     f = len(members)
     most = min(f, size - 1)
     weights = np.array(
-        [math.comb(f, q) * math.comb(size - 2, q - 1) if weigh_q else 1 for q in range(1, most + 1)],
+        [
+            math.comb(f, q) * math.comb(size - 2, q - 1) if weigh_q else 1
+            for q in range(1, most + 1)
+        ],
         dtype=float,
     )
 

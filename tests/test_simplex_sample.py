@@ -1,4 +1,4 @@
-"""fedkern.simplex.sample: its distribution, its bits, and what its generator has to do with them."""
+"""fedkern.simplex.sample: its distribution, its bits, and its generator."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def seeded(seed: int) -> torch.Generator:
     ],
 )
 def test_philox_known_answers(counter: list[int], key: int, words: str) -> None:
-    """Random123's test vectors. The kernels' words are the twin's: the contract's test of values."""
+    """Random123's test vectors. That the kernels draw as the twin does, the contract tests."""
     assert " ".join(f"{word:08x}" for word in philox(np.array(counter), key)) == words
 
 
@@ -65,7 +65,7 @@ def test_points_are_on_the_simplex(dtype: torch.dtype, device: str) -> None:
         )
         assert points.shape == (3, 5, num_endpoints)
         assert bool((points > 0).all())
-        # A quotient is rounded half a unit of itself, the sum before it by sqrt(M) at the most seen.
+        # Each entry is rounded twice, and errors of the sum before add up like a random walk.
         error = (points.double().sum(-1) - 1).abs().max()
         assert error <= 2 * num_endpoints**0.5 * torch.finfo(dtype).eps
 

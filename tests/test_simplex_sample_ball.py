@@ -132,9 +132,7 @@ def test_the_comparison_sees_faults() -> None:
 
 def test_published_draws_what_the_published_code_draws() -> None:
     center = geometric(10)
-    points = simplex.sample_ball(
-        center.float(), 0.3, N, method="published", generator=seeded(0)
-    )
+    points = simplex.sample_ball(center.float(), 0.3, N, method="published", generator=seeded(0))
     expected = sampling.as_published(center.numpy(), 0.3, N, np.random.default_rng(1))
     assert_same_distribution(points, expected, center)
     sums = points.double().sum(1)
@@ -144,9 +142,7 @@ def test_published_draws_what_the_published_code_draws() -> None:
 def test_two_and_more_is_the_whole_simplex(device: str) -> None:
     for center in (vertex(7), equal(7)):
         for radius in (2.0, 5.0):
-            points = simplex.sample_ball(
-                center.to(device), radius, 100, generator=seeded(4)
-            )
+            points = simplex.sample_ball(center.to(device), radius, 100, generator=seeded(4))
             whole = simplex.sample(
                 7, (100,), generator=seeded(4), device=device, dtype=torch.float64
             )
@@ -198,13 +194,13 @@ def test_any_center_and_radius(weights: list[float], radius: float, seed: int) -
 
 
 def test_where_the_walk_ends() -> None:
-    """Few draws of this center's regions are accepted. Its entries are equal, so their means are."""
+    """Few draws are accepted at this center. Its entries are equal, so their means are."""
     center, radius, n = equal(64), 0.5, 1000
     points = simplex.sample_ball(center, radius, n, generator=seeded(0))
     assert_in_ball(points, center, radius)
     error = points.std(0) / n**0.5
     assert bool(((points.mean(0) - center).abs() < 6 * error).all())
-    # In d = 63 dimensions a uniform point's distance is radius U^(1 / d) or, cut at the faces, less.
+    # In d = 63 dimensions a point's distance is radius U^(1 / d) or, cut at the faces, less.
     distance = (points - center).abs().sum(1)
     assert 0.95 * radius < float(distance.mean()) < 64 / 65 * radius
 

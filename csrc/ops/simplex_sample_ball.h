@@ -12,8 +12,8 @@
 //
 // Entries are not negative and keep the centre's sum but for rounding. Radius 0 gives the centre,
 // 2 and more the points of simplex_sample. The bits depend on the arguments and a point's position
-// in the result, not on threads, CPU capability, launch or device. Centres and radii are checked: by
-// an error on the CPU, by a device-side assert on CUDA.
+// in the result, not on threads, CPU capability, launch or device. Centres and radii are checked:
+// by an error on the CPU, by a device-side assert on CUDA.
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
@@ -47,22 +47,21 @@ inline BallMethod check_simplex_sample_ball(const at::Tensor& key, const at::Ten
   TORCH_CHECK_VALUE((center.dim() == 1 || center.dim() == 2) && center.sym_size(-1) >= 1,
                     "simplex_sample_ball: center must have shape (M) or (K, M) with M >= 1, got ",
                     center.sym_sizes());
-  TORCH_CHECK_TYPE(radius.is_floating_point(),
-                   "simplex_sample_ball: radius must be floating, got ", radius.scalar_type());
+  TORCH_CHECK_TYPE(radius.is_floating_point(), "simplex_sample_ball: radius must be floating, got ",
+                   radius.scalar_type());
   TORCH_CHECK_VALUE(radius.dim() == 0 || (center.dim() == 2 && radius.dim() == 1 &&
                                           radius.sym_size(0) == center.sym_size(0)),
                     "simplex_sample_ball: radius must be a number or have one entry per center, "
                     "got shape ",
                     radius.sym_sizes(), " for center's ", center.sym_sizes());
-  TORCH_CHECK_VALUE(
-      key.device() == center.device(),
-      "simplex_sample_ball: key must be on center's device, ", center.device(), ", got ",
-      key.device());
+  TORCH_CHECK_VALUE(key.device() == center.device(),
+                    "simplex_sample_ball: key must be on center's device, ", center.device(),
+                    ", got ", key.device());
   TORCH_CHECK_VALUE(radius.device() == center.device() || (radius.dim() == 0 && radius.is_cpu()),
                     "simplex_sample_ball: radius must be on center's device, ", center.device(),
                     ", got ", radius.device());
-  TORCH_CHECK_VALUE(num_samples >= 0,
-                    "simplex_sample_ball: num_samples must not be negative, got ", num_samples);
+  TORCH_CHECK_VALUE(num_samples >= 0, "simplex_sample_ball: num_samples must not be negative, got ",
+                    num_samples);
   if (method == "exact") return BallMethod::kExact;
   TORCH_CHECK_VALUE(method == "published",
                     "simplex_sample_ball: method must be 'exact' or 'published', got '", method,

@@ -7,15 +7,15 @@
 // The ball. u = alpha - beta sums to 0, so its positive and its negative part both sum to some
 // t <= rho / 2. Given that q coordinates are negative, of F all, the volume is proportional to
 // 1 / ((M - q - 1)! (q - 1)!), and t has a density proportional to t^(M - 2). So q is drawn with
-// weight C(f, q) / ((M - q - 1)! (q - 1)!), then a q-subset of F, t = (rho / 2) U^(1 / (M - 1)), and
-// both parts as t times a uniform point of their simplex. What falls outside the simplex is drawn
-// anew.
+// weight C(f, q) / ((M - q - 1)! (q - 1)!), then a q-subset of F, t = (rho / 2) U^(1 / (M - 1)),
+// and both parts as t times a uniform point of their simplex. What falls outside the simplex is
+// drawn anew.
 //
 // The region drawn from. By Vandermonde the volume of that, over the simplex's, is
 // (rho / 2)^(M - 1) C(M - 2 + f, M - 1), and R's part of it is the chance of acceptance. Where that
-// is small, a region that contains R may be smaller: the simplex itself, or, with the entries of beta
-// below a threshold (their sum is d) moved onto the largest, the ball around that centre of radius
-// rho + 2 d. plan_ball takes the smallest. Points further than rho from beta are drawn anew.
+// is small, a region that contains R may be smaller: the simplex itself, or, with the entries of
+// beta below a threshold (their sum is d) moved onto the largest, the ball around that centre of
+// radius rho + 2 d. plan_ball takes the smallest. Points further than rho from beta are drawn anew.
 //
 // An end. After kTries a point is a hit-and-run walk's from beta, which is uniform in the limit.
 
@@ -30,8 +30,9 @@ constexpr uint32_t kTries = 1024;
 constexpr int64_t kSweeps = 64;  // steps of a walk for each coordinate
 
 // Where else than at a group's index a draw's words are: in the upper half of the blocks.
-constexpr uint32_t kChoices = 0x80000000u;  // + the group's index: which of its members are negative
-constexpr uint32_t kHead = 0xffffffffu;     // q and t
+constexpr uint32_t kChoices =
+    0x80000000u;                         // + the group's index: which of its members are negative
+constexpr uint32_t kHead = 0xffffffffu;  // q and t
 
 constexpr double kCenterTolerance = 1e-3;  // of the sum of a centre
 
@@ -311,9 +312,8 @@ FEDKERN_HOST_DEVICE void draw_as_published(const BallPlan<T>& plan, uint64_t key
 
 // One try for each lane, and whether it is in R.
 template <typename T, int kLanes>
-FEDKERN_HOST_DEVICE void try_ball(const BallPlan<T>& plan, uint64_t key,
-                                  const Counters<kLanes>& at, T* row, int64_t stride,
-                                  bool (&accepted)[kLanes]) {
+FEDKERN_HOST_DEVICE void try_ball(const BallPlan<T>& plan, uint64_t key, const Counters<kLanes>& at,
+                                  T* row, int64_t stride, bool (&accepted)[kLanes]) {
   for (int l = 0; l < kLanes; ++l) accepted[l] = true;
   if (plan.region == Region::kPublished) return draw_as_published(plan, key, at, row, stride);
   if (plan.region == Region::kCenter) {
@@ -340,8 +340,8 @@ FEDKERN_HOST_DEVICE void try_ball(const BallPlan<T>& plan, uint64_t key,
 
 // ---- hit-and-run --------------------------------------------------------------------------------
 
-// From beta, kSweeps * M steps along alpha_i + s, alpha_j - s for random pairs i, j, s uniform on all
-// that stays in R. With x = alpha_i, the pair's sum p, a = beta_i and b = p - beta_j, that is
+// From beta, kSweeps * M steps along alpha_i + s, alpha_j - s for random pairs i, j, s uniform on
+// all that stays in R. With x = alpha_i, the pair's sum p, a = beta_i and b = p - beta_j, that is
 // 0 <= x <= p and |x - a| + |x - b| <= g, what the others leave of the radius:
 // |2 x - (a + b)| <= g.
 template <typename T>

@@ -1,14 +1,14 @@
 #pragma once
 
-// Uniform points of the simplex from Philox words: what simplex_sample and simplex_sample_ball share,
-// on the CPU and on CUDA.
+// Uniform points of the simplex from Philox words: what simplex_sample and simplex_sample_ball
+// share, on the CPU and on CUDA.
 //
 // A word's counter is (block, attempt, point, point >> 32), its key the operator's. So what a point
 // becomes depends on nothing but the key and its position in the result. Coordinates come in groups
 // whose uniform numbers take one block of four words; the group's index is the block's.
 //
-// Points are drawn kLanes at a time: one on CUDA, a vector's worth on the CPU. Coordinate j of lane l
-// lies at row[j * stride + l].
+// Points are drawn kLanes at a time: one on CUDA, a vector's worth on the CPU. Coordinate j of lane
+// l lies at row[j * stride + l].
 
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-"""Slow, readable twins of the operators in plain PyTorch or NumPy: what the kernels are held against."""
+"""Slow, readable twins of the operators in PyTorch or NumPy: what the kernels are held against."""
 
 from fedkern.reference.calibrated_ce import calibrated_ce
 from fedkern.reference.class_counts import class_counts

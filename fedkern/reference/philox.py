@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 Words = npt.NDArray[np.uint32]
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[Any]
 
 HEAD = 2**32 - 1  # the block of what belongs to a whole point
 CHOICES = 2**31  # + a group's index: the block of its coordinates' choices
@@ -90,9 +90,7 @@ def _uniforms(words: Words, dtype: torch.dtype) -> tuple[Floats, Floats]:
     """u = (w + 1/2) / 2^b for each b bits w of a row, and 1 - u."""
     if dtype == torch.float32:
         return (words + 0.5) * 2.0**-32, (~words + 0.5) * 2.0**-32
-    u, complement = (
-        w[:, ::2] * 2.0**-32 + (w[:, 1::2] + 0.5) * 2.0**-64 for w in (words, ~words)
-    )
+    u, complement = (w[:, ::2] * 2.0**-32 + (w[:, 1::2] + 0.5) * 2.0**-64 for w in (words, ~words))
     return u, complement
 
 

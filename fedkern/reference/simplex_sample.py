@@ -13,7 +13,7 @@ from fedkern.reference import philox
 def simplex_sample(
     key: Tensor, size: Sequence[int], num_endpoints: int, dtype: torch.dtype
 ) -> Tensor:
-    """Exponential variables over their sum, in float64 from the words that `dtype` is drawn from."""
+    """Exponential variables over their sum, in float64, from the words for `dtype`."""
     draw = philox.Draw(int(key), np.arange(math.prod(size)), 0, dtype)
     alpha = from_simplex(draw, num_endpoints)
     return torch.from_numpy(alpha).reshape(*size, num_endpoints).to(dtype)

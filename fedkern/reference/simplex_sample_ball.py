@@ -60,10 +60,7 @@ def from_subregion(draw: Draw, center: Floats, radius: float) -> Floats:
         if not len(waiting):
             return alpha
         tried = Draw(draw.key, draw.points[waiting], attempt, draw.dtype)
-        if region is None:
-            drawn = from_simplex(tried, len(center))
-        else:
-            drawn = from_ball(tried, *region)
+        drawn = from_simplex(tried, len(center)) if region is None else from_ball(tried, *region)
         inside = (drawn >= 0).all(1)
         if radius < 2 and (region is None or region[1] > radius):
             inside &= np.abs(drawn - center).sum(1) <= radius

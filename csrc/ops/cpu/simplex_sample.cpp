@@ -38,6 +38,4 @@ at::Tensor simplex_sample(const at::Tensor& key, c10::IntArrayRef size, int64_t 
 }  // namespace
 }  // namespace fedkern
 
-TORCH_LIBRARY_IMPL(fedkern, CPU, m) {
-  m.impl("simplex_sample", TORCH_FN(fedkern::simplex_sample));
-}
+TORCH_LIBRARY_IMPL(fedkern, CPU, m) { m.impl("simplex_sample", TORCH_FN(fedkern::simplex_sample)); }

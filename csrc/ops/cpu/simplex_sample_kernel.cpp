@@ -1,5 +1,5 @@
-// Compiled once per CPU capability (common/cpu_capability.h), without contraction. Sixteen points at
-// a time, a lane each: the loops over lanes become vector instructions, of whatever width.
+// Compiled once per CPU capability (common/cpu_capability.h), without contraction. Sixteen points
+// at a time, a lane each: the loops over lanes become vector instructions, of whatever width.
 
 #include "ops/cpu/simplex_sample_kernel.h"
 

@@ -20,10 +20,9 @@ at::Tensor simplex_sample(const at::Tensor& key, c10::IntArrayRef size, int64_t 
   shape.push_back(num_endpoints);
   at::Tensor result = at::empty(shape, key.options().dtype(dtype));
   switch_float_or_double(dtype, [&](auto zero) {
-    C10_CUDA_CHECK(simplex_sample_cuda(key.const_data_ptr<int64_t>(),
-                                       result.numel() / num_endpoints, num_endpoints,
-                                       result.mutable_data_ptr<decltype(zero)>(),
-                                       c10::cuda::getCurrentCUDAStream()));
+    C10_CUDA_CHECK(simplex_sample_cuda(
+        key.const_data_ptr<int64_t>(), result.numel() / num_endpoints, num_endpoints,
+        result.mutable_data_ptr<decltype(zero)>(), c10::cuda::getCurrentCUDAStream()));
   });
   return result;
 }

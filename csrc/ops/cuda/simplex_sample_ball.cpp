@@ -31,10 +31,9 @@ void sample(const at::Tensor& key, const at::Tensor& center, const at::Tensor& r
     radii = radius.expand({arguments.centers}).contiguous();
     arguments.radii = radii.const_data_ptr<double>();
   }
-  const at::Tensor scratch =
-      at::empty({simplex_sample_ball_scratch(arguments.size, arguments.centers, num_samples,
-                                             sizeof(T))},
-                center.options().dtype(at::kByte));
+  const at::Tensor scratch = at::empty(
+      {simplex_sample_ball_scratch(arguments.size, arguments.centers, num_samples, sizeof(T))},
+      center.options().dtype(at::kByte));
   C10_CUDA_CHECK(simplex_sample_ball_cuda(arguments, scratch.mutable_data_ptr(),
                                           c10::cuda::getCurrentCUDAStream()));
 }

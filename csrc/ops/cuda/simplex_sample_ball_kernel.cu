@@ -13,9 +13,9 @@ constexpr int64_t kWantedBlocks = 2048;  // more points than these can draw at o
 
 // Where things lie, and how the work is cut.
 struct Cut {
-  int64_t part;       // points of a centre that a block draws together, with one plan
-  int64_t parts;      // of a centre
-  int64_t plan_bytes; // of a block's plan
+  int64_t part;        // points of a centre that a block draws together, with one plan
+  int64_t parts;       // of a centre
+  int64_t plan_bytes;  // of a block's plan
   bool plan_shared;
   bool staged;
   unsigned grid;
@@ -57,8 +57,8 @@ __global__ void __launch_bounds__(kTilePoints)
       const double radius = arguments.radii ? arguments.radii[k] : arguments.radius;
       assert(is_center(center, size) && "center must be finite, not negative and sum to 1");
       assert(is_radius(radius) && "radius must be finite and not negative");
-      plan = plan_ball(center, size, radius, arguments.method,
-                       BallPlanMemory<T>(plan_memory, size));
+      plan =
+          plan_ball(center, size, radius, arguments.method, BallPlanMemory<T>(plan_memory, size));
     }
     __syncthreads();
     const int64_t first = k * arguments.num_samples;

@@ -8,11 +8,12 @@
 
 namespace fedkern {
 
-constexpr int kTilePoints = 128;                // also the threads of a block
+constexpr int kTilePoints = 128;                 // also the threads of a block
 constexpr int64_t kMostSharedBytes = 48 * 1024;  // what every GPU gives without being asked
 
-// Points first, first + 1, ... below `end`, one a thread: draw(point, row, stride) writes coordinate
-// j to row[j * stride]. tile: shared memory for [size, kTilePoints], or null. All of the block call.
+// Points first, first + 1, ... below `end`, one a thread: draw(point, row, stride) writes
+// coordinate j to row[j * stride]. tile: shared memory for [size, kTilePoints], or null. All of the
+// block call.
 template <typename T, typename Draw>
 __device__ void draw_tile(int64_t first, int64_t end, int64_t size, T* tile, T* result,
                           const Draw& draw) {
