@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 Floats = npt.NDArray[np.float64]

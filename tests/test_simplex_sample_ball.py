@@ -9,11 +9,11 @@ import sampling
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operators.simplex_sample_ball import centers
 from sampling import assert_same_distribution
 from torch import Tensor
 
 from fedkern import reference, simplex
-from operators.simplex_sample_ball import centers
 
 SAMPLE_BALL = torch.ops.fedkern.simplex_sample_ball.default
 N = 100_000
