@@ -70,10 +70,10 @@ def sample_ball(
 
     What Floco trains with from its round tau on (arXiv 2403.03333). Draws from the smallest of
     several regions that contain the subregion and keeps what falls inside: exact. Where 1024 draws
-    of a point in succession fall outside, its point is a random walk's from the center (hit-and-run,
-    64 M steps), which is uniform only approximately. With up to 16 endpoints no center was seen to
-    need that; from about 32 endpoints on, centers with as many positive entries of unequal size do,
-    at radii between 0.2 and 0.8.
+    of a point in succession fall outside, it is a random walk's from the center (hit-and-run, 64 M
+    steps), which is uniform only approximately. With up to 16 endpoints no center was seen to need
+    that; from about 32 endpoints on, centers with as many positive entries of unequal size do, at
+    radii between 0.2 and 0.8.
 
     Args:
         center: points of the simplex, [M] or [K, M], float32 or float64, any strides: entries not

@@ -2,8 +2,9 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/random.h>
+#include <ATen/ops/randint.h>
 #include <c10/core/DefaultDtype.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <limits>
@@ -11,11 +12,11 @@
 namespace fedkern {
 
 at::Tensor draw_key(std::optional<at::Generator> generator, at::Device device) {
-  const at::Device source = generator && generator->defined() ? generator->device() : device;
-  at::Tensor key = at::empty({}, at::TensorOptions().dtype(at::kLong).device(source));
-  // all numbers but the last, which is what torch.randint can draw: compiled code calls that
   using Limits = std::numeric_limits<int64_t>;
-  key.random_(Limits::min(), Limits::max(), std::move(generator));
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;  // a key has no derivative
+  const at::Device source = generator && generator->defined() ? generator->device() : device;
+  const at::Tensor key = at::randint(Limits::min(), Limits::max(), {}, std::move(generator),
+                                     at::TensorOptions().dtype(at::kLong).device(source));
   return source == device ? key : key.to(device, /*non_blocking=*/true);
 }
 

@@ -21,4 +21,4 @@ def simplex_sample(
 
 def from_simplex(draw: philox.Draw, num_endpoints: int) -> philox.Floats:
     e = draw.exponentials(num_endpoints)
-    return e / e.sum(1, keepdims=True)
+    return np.asarray(e / e.sum(1, keepdims=True))

@@ -48,7 +48,7 @@ def as_published(draw: Draw, center: Floats, radius: float) -> Floats:
     u = draw.uniforms(len(center))
     v = np.where(u < 0.5, 2 * u, 2 * u - 2)
     length = radius * draw.head_uniform()
-    return center + (length / np.abs(v).sum(1))[:, None] * v
+    return np.asarray(center + (length / np.abs(v).sum(1))[:, None] * v)
 
 
 def from_subregion(draw: Draw, center: Floats, radius: float) -> Floats:
@@ -137,4 +137,4 @@ def walk(draw: Draw, point: int, center: Floats, radius: float) -> Floats:
         if low < high:
             alpha[i] = low + u * (high - low)
             alpha[j] = total - alpha[i]
-    return alpha
+    return np.asarray(alpha)

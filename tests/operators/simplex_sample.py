@@ -7,7 +7,7 @@ from fedkern import reference
 from operators._entry import Operator
 
 KEY = torch.tensor(-0x123456789ABCDEF)  # both of its halves count
-ONE_KEY = "a key makes one draw: each element of a stack has its own, and its own call"
+ONE_KEY = "a point depends on its place in a call: torch's loop makes one call for each key"
 
 SIMPLEX_SAMPLE = Operator(
     name="simplex_sample",
