@@ -13,7 +13,7 @@ Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
 # What makes two rows results of the same thing; the newer one counts.
 SETTING = ("measure", "device", "gpu", "threads", "cpu_capability", "huge_pages")
-SUBJECT = ("shape", "kind", "dtype", "labels", "classes", "tensors", "points")
+SUBJECT = ("shape", "kind", "dtype", "labels", "classes", "tensors", "points", "center")
 
 
 def newest(benchmark: str) -> list[Row]:

@@ -8,6 +8,8 @@
 #include "common/cpu_capability.h"
 #include "ops/calibrated_ce.h"
 #include "ops/simplex_project.h"
+#include "ops/simplex_sample.h"
+#include "ops/simplex_sample_ball.h"
 
 // clang-format off
 TORCH_LIBRARY(fedkern, m) {
@@ -22,6 +24,8 @@ TORCH_LIBRARY(fedkern, m) {
   m.def("simplex_project_backward(Tensor grad, Tensor support, int dim) -> Tensor");
   m.def("simplex_interpolate(Tensor[] endpoints, Tensor alpha, bool grouped=False) -> Tensor[]");
   m.def("simplex_interpolate_backward(Tensor[] grads, Tensor[] endpoints, bool grouped, ScalarType dtype) -> Tensor");
+  m.def("simplex_sample(Tensor key, SymInt[] size, SymInt num_endpoints, ScalarType dtype) -> Tensor");
+  m.def("simplex_sample_ball(Tensor key, Tensor center, Tensor radius, SymInt num_samples, str method) -> Tensor");
 }
 // clang-format on
 
@@ -34,4 +38,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("calibrated_ce", torch::wrap_pybind_function_no_gil(fedkern::call_calibrated_ce));
   m.def("simplex_project", torch::wrap_pybind_function_no_gil(fedkern::call_simplex_project));
   m.def("simplex_project", torch::wrap_pybind_function_no_gil(fedkern::call_simplex_project_onto));
+  // The keys are drawn on the way to these operators.
+  m.def("simplex_sample", torch::wrap_pybind_function_no_gil(fedkern::call_simplex_sample));
+  m.def("simplex_sample_ball",
+        torch::wrap_pybind_function_no_gil(fedkern::call_simplex_sample_ball));
 }

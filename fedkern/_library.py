@@ -39,6 +39,8 @@ _check_torch()
 _C = _load("_C")
 call_calibrated_ce = _C.calibrated_ce
 call_simplex_project = _C.simplex_project
+call_simplex_sample = _C.simplex_sample
+call_simplex_sample_ball = _C.simplex_sample_ball
 
 # The CPU operators are of use without the CUDA ones, so a failure here is kept, not raised.
 _cuda_reason: str = _C.cuda_reason

@@ -10,3 +10,13 @@
 #else
 #define FEDKERN_HOST_DEVICE FEDKERN_ALWAYS_INLINE
 #endif
+
+// Before a loop of fixed length: no loop is left of it. nvcc compiles for the host, too, and
+// neither of its two front ends there knows the other's pragma.
+#if defined(__CUDA_ARCH__)
+#define FEDKERN_UNROLL _Pragma("unroll")
+#elif defined(__CUDACC__)
+#define FEDKERN_UNROLL
+#else
+#define FEDKERN_UNROLL _Pragma("GCC unroll 16")
+#endif

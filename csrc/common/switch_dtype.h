@@ -26,4 +26,12 @@ decltype(auto) switch_dtype(c10::ScalarType dtype, Call&& call) {
   }
 }
 
+// The same where only these two are supported.
+template <typename Call>
+decltype(auto) switch_float_or_double(c10::ScalarType dtype, Call&& call) {
+  if (dtype == c10::ScalarType::Float) return call(float());
+  TORCH_INTERNAL_ASSERT(dtype == c10::ScalarType::Double);
+  return call(double());
+}
+
 }  // namespace fedkern

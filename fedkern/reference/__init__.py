@@ -1,4 +1,4 @@
-"""Slow, readable twins of the operators in plain PyTorch: what the kernels are held against."""
+"""Slow, readable twins of the operators in PyTorch or NumPy: what the kernels are held against."""
 
 from fedkern.reference.calibrated_ce import calibrated_ce
 from fedkern.reference.class_counts import class_counts
@@ -6,6 +6,8 @@ from fedkern.reference.simplex_assign_subregions import simplex_assign_subregion
 from fedkern.reference.simplex_interpolate import simplex_interpolate
 from fedkern.reference.simplex_project import simplex_project
 from fedkern.reference.simplex_riesz_energy import simplex_riesz_energy
+from fedkern.reference.simplex_sample import simplex_sample
+from fedkern.reference.simplex_sample_ball import simplex_sample_ball
 
 __all__ = [
     "calibrated_ce",
@@ -14,4 +16,6 @@ __all__ = [
     "simplex_interpolate",
     "simplex_project",
     "simplex_riesz_energy",
+    "simplex_sample",
+    "simplex_sample_ball",
 ]

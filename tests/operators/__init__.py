@@ -10,6 +10,8 @@ from operators import (
     simplex_interpolate,
     simplex_project,
     simplex_riesz_energy,
+    simplex_sample,
+    simplex_sample_ball,
 )
 from operators._entry import Arguments, Operator, map_tensors, tensors_of
 
@@ -21,5 +23,7 @@ FAMILIES = (
     simplex_interpolate,
     simplex_project,
     simplex_riesz_energy,
+    simplex_sample,
+    simplex_sample_ball,
 )
 OPERATORS = {operator.name: operator for family in FAMILIES for operator in family.OPERATORS}

@@ -22,7 +22,7 @@ class Operator:
     family: str  # names its twin, its tests, its benchmark and its section in the docs
     documented: Callable[..., Any] | str  # the public function
     twin: Callable[..., Any]  # the same in plain PyTorch
-    dtypes: tuple[torch.dtype, ...]  # of its first argument
+    dtypes: tuple[torch.dtype, ...]  # of its first argument, or of what it makes
     samples: Callable[[torch.dtype], list[Arguments]]  # empty ones among them
     large: Callable[[torch.dtype], Arguments]  # work for several threads
     differentiable: tuple[int, ...] | str  # positions of arguments with derivatives
@@ -32,6 +32,7 @@ class Operator:
     bad_inputs: list[tuple[type[Exception], str, Arguments]]
     result_dtype: torch.dtype | None = None  # if it is not its first argument's
     mutated: int | None = None  # the position of the argument it writes to
+    doubles: bool = True  # the twin gets float64; a draw would be another one
 
     @property
     def op(self) -> Any:
@@ -48,6 +49,8 @@ class Operator:
         return as_tuple(self.op(*arguments))
 
     def call_twin(self, arguments: Arguments) -> tuple[Tensor, ...]:
+        if self.doubles:
+            arguments = map_tensors(lambda a: a.double() if a.is_floating_point() else a, arguments)
         return as_tuple(self.twin(*arguments))
 
 
