@@ -1,8 +1,8 @@
-// Compiled once per CPU capability (common/cpu_capability.h), without contraction. Sixteen points at
-// a time, a lane each: the loops over lanes become vector instructions, of whatever width. A lane
-// whose point was accepted goes on with the next point, another one tries its own again: the lanes
-// stay full, and a point's words are its own. A few points are drawn one by one, from the same
-// source and so with the same bits.
+// Compiled once per CPU capability (common/cpu_capability.h), without contraction. Sixteen points
+// at a time, a lane each: the loops over lanes become vector instructions, of whatever width. A
+// lane whose point was accepted goes on with the next point, another one tries its own again: the
+// lanes stay full, and a point's words are its own. A few points are drawn one by one, from the
+// same source and so with the same bits.
 
 #include "ops/cpu/simplex_sample_ball_kernel.h"
 
