@@ -259,6 +259,15 @@ def test_centers_do_not_mind_each_other() -> None:
         assert torch.equal(alone[k], together[k])
 
 
+def test_few_points_have_the_bits_of_many() -> None:
+    """They are drawn one by one, not as lanes of vectors."""
+    key, radius = torch.tensor(9), torch.tensor(0.3)
+    for center in centers(torch.float32):
+        many = SAMPLE_BALL(key, center, radius, 40, "exact")
+        for n in (1, 3, 4):
+            assert torch.equal(SAMPLE_BALL(key, center, radius, n, "exact"), many[:n])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_the_cuda_kernels_have_the_cpus_bits(emulated: ModuleType, dtype: torch.dtype) -> None:
     key, each = torch.tensor(-5), torch.tensor([0.05, 0.3, 1.0, 1.5], dtype=torch.float64)
