@@ -1,8 +1,8 @@
 """fedkern.simplex.assign_subregions beside scikit-learn and NumPy, which go size by size.
 
-Statistics of D = 12,800 numbers a client: ten endpoints of a last layer of 128 inputs and 10 classes.
-`clusters`: clients of ten kinds, as a partition by classes makes them; `noise`: no structure, the
-hardest case for an eigensolver. `make bench` runs it.
+Statistics of D = 12,800 numbers a client: ten endpoints of a last layer from 128 inputs to 10
+classes. `clusters`: clients of ten kinds, as a partition by classes makes them; `noise`: no
+structure, the hardest case for an eigensolver. `make bench` runs it.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""fedkern.simplex.riesz_energy beside torch.pdist, and all distances at once. `make bench` runs it."""
+"""fedkern.simplex.riesz_energy beside torch.pdist and torch.cdist. `make bench` runs it."""
 
 import pytest
 import timing
