@@ -38,6 +38,9 @@ SPILLS_ALLOWED = {
     "calibrated_ce_kernel.cu: run_teams<__nv_bfloat16, 512, float>": _LONG_ROWS,
     "calibrated_ce_kernel.cu: run_walk<double, double>": "8 bytes; float64 is not there for speed",
     "simplex_sample_ball_kernel.cu: sample<double>": "16 bytes; float64 is not there for speed",
+    "simplex_project_kernel.cu: project_rows<__half, Team<256> >": (
+        "16 bytes on sm_90 around the division in double, once a round"
+    ),
 }
 
 WARNINGS_ARE_ERRORS = ["-Werror", "all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror"]

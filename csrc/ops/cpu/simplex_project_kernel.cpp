@@ -47,7 +47,7 @@ struct Descending {
 };
 
 // Each lane's maximum, and tau. A nan, and what comes of an infinite maximum, is in the sum of all,
-// so tau is nan.
+// so tau is nan. Not inlined by force: together with the transposition it would spill registers.
 template <int kLength, typename V>
 inline void thresholds(V* column, const V& z, V& maximum, V& tau) {
   using T = typename V::value_type;

@@ -53,12 +53,17 @@ template <typename scalar_t>
 cudaError_t simplex_project_backward_cuda(
     const SimplexProjectBackwardCudaArguments<scalar_t>& arguments, cudaStream_t stream) {
   if (arguments.rows == 0) return cudaSuccess;
-  with_team<scalar_t>(arguments.length, [&](auto team) {
+  const auto launch = [&](auto team) {
     using Team = decltype(team);
     const int64_t blocks = (arguments.rows + Team::kRows - 1) / Team::kRows;
     FEDKERN_LAUNCH((project_gradients<scalar_t, Team>), grid_size(blocks), Team::kThreads, 0,
                    stream, arguments);
-  });
+  };
+  if (arguments.length <= kMostSorted) {
+    launch(Team<kMostSorted / kGroup>());
+  } else {
+    with_team<scalar_t>(arguments.length, launch);
+  }
   return cudaGetLastError();
 }
 

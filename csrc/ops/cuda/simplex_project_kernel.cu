@@ -138,9 +138,8 @@ __global__ void __launch_bounds__(Team::kThreads)
     const int64_t row = first + threadIdx.x / kTeam;
     if (row >= arguments.rows) break;  // the whole team
     const scalar_t* x = arguments.x + row * length;
-    scalar_t* w = arguments.result + row * length;
     uint8_t* support = arguments.support + row * groups;
-    const bool x_vectors = begins_at_boundary(x), w_vectors = begins_at_boundary(w);
+    const bool x_vectors = begins_at_boundary(x);
     const T z = arguments.z[row];
     assert(is_valid_z(z) && "z must be positive, finite and not subnormal");
 
@@ -179,7 +178,8 @@ __global__ void __launch_bounds__(Team::kThreads)
       }
     }
 
-    const bool is_nan = tau != tau;
+    scalar_t* w = arguments.result + row * length;
+    const bool w_vectors = begins_at_boundary(w), is_nan = tau != tau;
     for (int64_t group = lane; group < groups; group += kTeam) {
       unsigned bits = 0;
       if (is_nan) {

@@ -39,9 +39,7 @@ struct Team {
 template <typename T, typename Launch>
 void with_team(int64_t length, const Launch& launch) {
   const int64_t groups = support_bytes(length);
-  if (groups <= 4) {
-    launch(Team<4>());
-  } else if (groups <= 128) {
+  if (groups <= 128) {
     launch(Team<32>());
   } else if (groups <= 2048) {
     launch(Team<256>());
