@@ -3,7 +3,8 @@
 sorted          the sort-based formula in plain PyTorch: the slow twin
 entmax          entmax.sparsemax, the same projection for z = 1
 entmax_topk     the same with a partial sort, of enough elements for all rows at the first try
-copy            the floor: x copied once, as large as the result
+relu            torch.relu, which does no more than move the same memory, both ways
+copy            x copied once, as large as the result
 
 The shapes: many points of a small simplex, rows of a thousand, a few long rows. `make bench` runs
 it.
@@ -39,6 +40,7 @@ def test_simplex_project(shape: tuple[int, int], device: str, threads: int) -> N
         "sorted": reference.simplex_project,
         "entmax": entmax.sparsemax,
         "entmax_topk": entmax_topk,
+        "relu": torch.relu,
     }
 
     def step(project: Callable[[Tensor], Tensor]) -> timing.Step:

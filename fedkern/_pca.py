@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CHUNK_COLUMNS = 1024  # of the statistics, in float64 at a time
+KEPT_NUMBERS = 2**21  # so many statistics are kept in float64, 16 MB;
+CHUNK_COLUMNS = 1024  # of more, so many columns are converted at a time
 SMALL = 512  # matrices up to this size are decomposed directly
 CHECK_STEPS = 32  # of the Lanczos process, between two looks at how far it is
 
@@ -28,12 +29,13 @@ def principal_components(stats: Tensor, num_components: int) -> Tensor:
     Returns:
         float64 [K, M].
     """
-    basis = top_eigenvectors(_gram(stats), num_components)
+    rows = _CentredRows(stats)
+    basis = top_eigenvectors(rows.gram(), num_components)
 
     # U spans the components nearly. One more multiplication by the rows and their transpose brings
     # it nearer, and the small decomposition of what it projects the rows to separates them.
-    directions, _ = torch.linalg.qr(_transposed_product(stats, basis))
-    projected = _product(stats, directions)
+    directions, _ = torch.linalg.qr(rows.transposed_times(basis))
+    projected = rows.times(directions)
     left, singular_values, right = torch.linalg.svd(projected, full_matrices=False)
     loadings = directions @ right.mT
 
@@ -47,41 +49,54 @@ def principal_components(stats: Tensor, num_components: int) -> Tensor:
 # ---- products with the centred rows -------------------------------------------------------------
 
 
-def _chunks(stats: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The centred rows, some columns at a time. Each is overwritten by the next."""
-    buffer = stats.new_empty((len(stats) * CHUNK_COLUMNS,), dtype=torch.float64)
-    weights = stats.new_full((len(stats),), 1 / len(stats), dtype=torch.float64)
-    for begin in range(0, stats.shape[1], CHUNK_COLUMNS):
-        columns = slice(begin, begin + CHUNK_COLUMNS)
-        chunk = buffer[: stats[:, columns].numel()].view(len(stats), -1).copy_(stats[:, columns])
-        yield columns, chunk.sub_(weights @ chunk)
+class _CentredRows:
+    """The rows of the statistics less their mean, in float64, some columns at a time.
 
+    Few are kept; of many each piece is made anew, over the one before.
+    """
 
-def _gram(stats: Tensor) -> Tensor:
-    """The Gram matrix [K, K]. Its upper half is computed, in blocks of rows, and mirrored."""
-    size = len(stats)
-    gram = stats.new_zeros((size, size), dtype=torch.float64)
-    step = max(128, size // 16)
-    blocks = [slice(begin, begin + step) for begin in range(0, size, step)]
-    for _, chunk in _chunks(stats):
+    def __init__(self, stats: Tensor) -> None:
+        self.stats = stats
+        self.width = stats.shape[1] if stats.numel() <= KEPT_NUMBERS else CHUNK_COLUMNS
+        self.buffer = stats.new_empty((len(stats) * self.width,), dtype=torch.float64)
+        self.weights = stats.new_full((len(stats),), 1 / len(stats), dtype=torch.float64)
+        self.kept: Tensor | None = None
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        for begin in range(0, self.stats.shape[1], self.width):
+            columns = slice(begin, begin + self.width)
+            yield columns, self._centred(self.stats[:, columns]) if self.kept is None else self.kept
+
+    def _centred(self, piece: Tensor) -> Tensor:
+        rows = self.buffer[: piece.numel()].view_as(piece).copy_(piece)
+        rows -= self.weights @ rows
+        if len(self.stats) * self.width == self.stats.numel():
+            self.kept = rows
+        return rows
+
+    def gram(self) -> Tensor:
+        """[K, K]. The upper half is computed, in blocks of rows, and mirrored."""
+        size = len(self.stats)
+        gram = self.buffer.new_zeros((size, size))
+        step = max(32, size // 8)
+        blocks = [slice(begin, begin + step) for begin in range(0, size, step)]
+        for _, rows in self:
+            for block in blocks:
+                gram[block, block.start :].addmm_(rows[block], rows[block.start :].mT)
         for block in blocks:
-            gram[block, block.start :].addmm_(chunk[block], chunk[block.start :].mT)
-    for block in blocks:
-        gram[block.stop :, block] = gram[block, block.stop :].mT
-    return gram
+            gram[block.stop :, block] = gram[block, block.stop :].mT
+        return gram
 
+    def transposed_times(self, vectors: Tensor) -> Tensor:
+        """The product of the transpose and `vectors` [K, M]."""
+        return torch.cat([vectors.mT @ rows for _, rows in self], dim=1).mT
 
-def _transposed_product(stats: Tensor, vectors: Tensor) -> Tensor:
-    """The centred rows' transpose times `vectors` [K, M]."""
-    return torch.cat([vectors.mT @ chunk for _, chunk in _chunks(stats)], dim=1).mT
-
-
-def _product(stats: Tensor, vectors: Tensor) -> Tensor:
-    """The centred rows times `vectors` [D, M]."""
-    result = stats.new_zeros((len(stats), vectors.shape[1]), dtype=torch.float64)
-    for columns, chunk in _chunks(stats):
-        result.addmm_(chunk, vectors[columns])
-    return result
+    def times(self, vectors: Tensor) -> Tensor:
+        """The product with `vectors` [D, M]."""
+        result = self.buffer.new_zeros((len(self.stats), vectors.shape[1]))
+        for columns, rows in self:
+            result.addmm_(rows, vectors[columns])
+        return result
 
 
 # ---- eigenvectors -------------------------------------------------------------------------------
