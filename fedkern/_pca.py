@@ -30,7 +30,10 @@ def principal_components(stats: Tensor, num_components: int) -> Tensor:
         float64 [K, M].
     """
     rows = _CentredRows(stats)
-    basis = top_eigenvectors(rows.gram(), num_components)
+    gram = rows.gram()
+    if not gram.diagonal().isfinite().all():
+        raise ValueError(f"assign_subregions: stats must be finite; {_what_is_not_finite(stats)}")
+    basis = top_eigenvectors(gram, num_components)
 
     # U spans the components nearly. One more multiplication by the rows and their transpose brings
     # it nearer, and the small decomposition of what it projects the rows to separates them.
@@ -44,6 +47,13 @@ def principal_components(stats: Tensor, num_components: int) -> Tensor:
     threshold = len(stats) * torch.finfo(torch.float64).eps * eigenvalues[0]
     scores = left * singular_values * torch.where(largest < 0, -1.0, 1.0)
     return torch.where(eigenvalues < threshold, 0.0, scores)
+
+
+def _what_is_not_finite(stats: Tensor) -> str:
+    clients = stats.isfinite().all(1).logical_not().nonzero()
+    if len(clients) == 0:
+        return "the sums of their squares are not"
+    return f"those of client {int(clients[0])} are not"
 
 
 # ---- products with the centred rows -------------------------------------------------------------
