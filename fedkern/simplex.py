@@ -306,19 +306,6 @@ def assign_subregions(
     return beta
 
 
-def _energies_by_size(scores: Tensor, sizes: Tensor, screen: bool) -> Tensor:
-    """The energies of the scores on simplices of the sizes, in float64.
-
-    With `screen`, inf where float32 has shown that it is not the least.
-    """
-    energies_of = torch.ops.fedkern.simplex_riesz_energy_by_size.default
-    wanted = None
-    if screen:
-        screened = energies_of(scores, sizes, None, True)
-        wanted = screened <= screened.min() + 2 * SCREEN_ERROR
-    return cast(Tensor, energies_of(scores, sizes, wanted))
-
-
 def _check_assign_subregions(stats: Tensor, num_endpoints: int, num_sizes: int) -> None:
     if not stats.is_floating_point():
         raise TypeError(f"assign_subregions: stats must be floating, got {stats.dtype}")
@@ -347,29 +334,6 @@ def _energies_by_size(scores: Tensor, sizes: Tensor, screen: bool) -> Tensor:
         screened = energies_of(scores, sizes, None, True)
         wanted = screened <= screened.min() + 2 * SCREEN_ERROR
     return cast(Tensor, energies_of(scores, sizes, wanted))
-
-
-def _check_assign_subregions(stats: Tensor, num_endpoints: int, num_sizes: int) -> None:
-    if not stats.is_floating_point():
-        raise TypeError(f"assign_subregions: stats must be floating, got {stats.dtype}")
-    if stats.dim() != 2 or len(stats) < 2:
-        raise ValueError(
-            f"assign_subregions: stats must have shape [K, D] with K >= 2, got {[*stats.shape]}"
-        )
-    if not 1 <= num_endpoints <= min(stats.shape):
-        clients, dimensions = stats.shape
-        raise ValueError(
-            "assign_subregions: num_endpoints must be at least 1 and at most the number of clients "
-            f"and of statistics of each, {clients} and {dimensions}, got {num_endpoints}"
-        )
-    if num_sizes < 1:
-        raise ValueError(f"assign_subregions: num_sizes must be at least 1, got {num_sizes}")
-    finite = stats.isfinite().all(1)
-    if not finite.all():
-        client = int(finite.logical_not().nonzero()[0])
-        raise ValueError(
-            f"assign_subregions: stats must be finite; those of client {client} are not"
-        )
 
 
 # ---- calls ---------------------------------------------------------------------------------------
