@@ -1,8 +1,8 @@
 """Principal components of a few long rows: K statistics of D numbers, K much smaller than D.
 
 The K x K Gram matrix of the centred rows has the scores' directions as eigenvectors; all is in
-float64. Forming it squares the singular values, so small ones lose digits beside a large one. A
-Rayleigh-Ritz step on the rows themselves gives them back.
+float64. Forming it squares the singular values, so small ones lose digits beside a large one: where
+there are such, a Rayleigh-Ritz step on the rows themselves gives them back.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from torch import Tensor
 
 KEPT_NUMBERS = 2**21  # so many statistics are kept in float64, 16 MB;
 CHUNK_COLUMNS = 1024  # of more, so many columns are converted at a time
+SMALL_RATIO = 1e-3  # of singular values: below it the Gram matrix has lost more than 6 digits
 SMALL = 512  # matrices up to this size are decomposed directly
 CHECK_STEPS = 32  # of the Lanczos process, between two looks at how far it is
 
@@ -33,14 +34,16 @@ def principal_components(stats: Tensor, num_components: int) -> Tensor:
     gram = rows.gram()
     if not gram.diagonal().isfinite().all():
         raise ValueError(f"assign_subregions: stats must be finite; {_what_is_not_finite(stats)}")
-    basis = top_eigenvectors(gram, num_components)
+    left = top_eigenvectors(gram, num_components)
 
-    # U spans the components nearly. One more multiplication by the rows and their transpose brings
-    # it nearer, and the small decomposition of what it projects the rows to separates them.
-    directions, _ = torch.linalg.qr(rows.transposed_times(basis))
-    projected = rows.times(directions)
-    left, singular_values, right = torch.linalg.svd(projected, full_matrices=False)
-    loadings = directions @ right.mT
+    loadings = rows.transposed_times(left)  # each as long as its singular value
+    singular_values = torch.linalg.vector_norm(loadings, dim=0)
+    if singular_values[-1] < SMALL_RATIO * singular_values[0]:
+        # One more product with the rows brings the space nearer, and the small decomposition of
+        # what it projects the rows to separates the components.
+        directions, _ = torch.linalg.qr(loadings)
+        left, singular_values, right = torch.linalg.svd(rows.times(directions), full_matrices=False)
+        loadings = directions @ right.mT
 
     largest = loadings.gather(0, loadings.abs().argmax(0, keepdim=True))
     eigenvalues = singular_values.square()
