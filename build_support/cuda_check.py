@@ -37,6 +37,12 @@ SPILLS_ALLOWED = {
     "calibrated_ce_kernel.cu: run_teams<__half, 512, float>": _LONG_ROWS,
     "calibrated_ce_kernel.cu: run_teams<__nv_bfloat16, 512, float>": _LONG_ROWS,
     "calibrated_ce_kernel.cu: run_walk<double, double>": "8 bytes; float64 is not there for speed",
+    "simplex_project_kernel.cu: project_rows<double, Team<256> >": (
+        "4 bytes on sm_100; float64 is not there for speed"
+    ),
+    "simplex_project_kernel.cu: project_rows<double, Team<512> >": (
+        "8 bytes on sm_75; float64 is not there for speed"
+    ),
     "simplex_sample_ball_kernel.cu: sample<double>": "16 bytes; float64 is not there for speed",
     "simplex_project_kernel.cu: project_rows<__half, Team<256> >": (
         "16 bytes on sm_90 around the division in double, once a round"

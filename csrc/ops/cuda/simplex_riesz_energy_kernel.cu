@@ -44,7 +44,8 @@ __device__ double coordinate(const Arguments& arguments, int64_t point, int64_t 
 
 // ---- pairs -------------------------------------------------------------------------------------
 
-template <typename T>
+// kReciprocal: the exponent is -1.
+template <typename T, bool kReciprocal>
 __global__ void __launch_bounds__(kThreads) sum_pairs(const Arguments arguments) {
   __shared__ T of_rows[kChunk][kRows];
   __shared__ T of_columns[kChunk][kThreads];
@@ -65,10 +66,12 @@ __global__ void __launch_bounds__(kThreads) sum_pairs(const Arguments arguments)
       T squares[kRows] = {};
       for (int64_t chunk = 0; chunk < arguments.dimensions; chunk += kChunk) {
         __syncthreads();  // tau_of_rows is there; the last chunk has been read
+#pragma unroll 4
         for (int d = 0; d < kChunk; ++d) {
           of_columns[d][threadIdx.x] =
               static_cast<T>(coordinate(arguments, own, chunk + d, tau, size));
         }
+#pragma unroll 1
         for (int e = threadIdx.x; e < kChunk * kRows; e += kThreads) {
           const int d = e / kRows, row = e % kRows;
           of_rows[d][row] =
@@ -76,6 +79,7 @@ __global__ void __launch_bounds__(kThreads) sum_pairs(const Arguments arguments)
         }
         __syncthreads();
         const int count = static_cast<int>(min(arguments.dimensions - chunk, int64_t{kChunk}));
+#pragma unroll 4
         for (int d = 0; d < count; ++d) {
           const T mine = of_columns[d][threadIdx.x];
 #pragma unroll
@@ -91,9 +95,11 @@ __global__ void __launch_bounds__(kThreads) sum_pairs(const Arguments arguments)
         if (first + row >= own || own >= arguments.num_points) continue;
         const T least = static_cast<T>(arguments.least);
         const T square = squares[row] < least ? least : squares[row];
-        of_these += arguments.exponent == -1
-                        ? 1 / square
-                        : static_cast<T>(pow(static_cast<double>(square), arguments.exponent));
+        if constexpr (kReciprocal) {
+          of_these += 1 / square;
+        } else {
+          of_these += exp(static_cast<T>(arguments.exponent) * log(square));  // pow() would spill
+        }
       }
       sum += of_these;
       __syncthreads();  // tau_of_rows has been read
@@ -131,11 +137,10 @@ cudaError_t simplex_riesz_energy_cuda(const SimplexRieszEnergyArguments& argumen
                                       cudaStream_t stream) {
   if (arguments.num_sets == 0) return cudaSuccess;
   const int64_t blocks = arguments.num_sets * simplex_riesz_energy_parts(arguments.num_points);
-  if (arguments.screen) {
-    FEDKERN_LAUNCH(sum_pairs<float>, grid_size(blocks), kThreads, 0, stream, arguments);
-  } else {
-    FEDKERN_LAUNCH(sum_pairs<double>, grid_size(blocks), kThreads, 0, stream, arguments);
-  }
+  const auto kernel = arguments.screen           ? sum_pairs<float, true>
+                      : arguments.exponent == -1 ? sum_pairs<double, true>
+                                                 : sum_pairs<double, false>;
+  FEDKERN_LAUNCH(kernel, grid_size(blocks), kThreads, 0, stream, arguments);
   if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
   const int64_t set_blocks = (arguments.num_sets + kThreads - 1) / kThreads;
   FEDKERN_LAUNCH(sum_parts, grid_size(set_blocks), kThreads, 0, stream, arguments);
