@@ -11,6 +11,16 @@ from typing import Any
 Row = dict[str, Any]
 
 RESULTS = Path(__file__).parent / "results"
+BENCHMARKS = (
+    "calibrated_ce",
+    "class_counts",
+    "simplex_assign_subregions",
+    "simplex_interpolate",
+    "simplex_project",
+    "simplex_riesz_energy",
+    "simplex_sample",
+    "simplex_sample_ball",
+)
 # What makes two rows results of the same thing; the newer one counts.
 SETTING = ("measure", "device", "gpu", "threads", "cpu_capability", "huge_pages")
 SUBJECT = ("shape", "kind", "dtype", "labels", "classes", "tensors", "points", "center")
@@ -63,7 +73,7 @@ def table(title: str, rows: list[Row]) -> str:
 
 
 def main() -> None:
-    for benchmark in ("calibrated_ce", "class_counts", "simplex_interpolate"):
+    for benchmark in BENCHMARKS:
         settings: dict[str, list[Row]] = {}
         for row in newest(benchmark):
             where = row["gpu"] if row["device"] == "cuda" else row["cpu_capability"]

@@ -55,6 +55,8 @@ def sample(
         ValueError: num_endpoints is less than 1, or size negative.
     """
     if _straight():
+        if isinstance(device, str):
+            device = torch.device(device)
         try:
             return cast(
                 Tensor,
