@@ -31,7 +31,8 @@ at::Tensor simplex_riesz_energy(const at::Tensor& points, double s, double min_d
   Tiles tiles(size);
   std::fill_n(tiles.data(), size, 0);
   for (int64_t i = 0; i < num_points; ++i) {
-    for (int64_t d = 0; d < dimensions; ++d) tiles[tiles_index(i, d, dimensions)] = from[i][d];
+    const int64_t place = padding(num_points) + i;
+    for (int64_t d = 0; d < dimensions; ++d) tiles[tiles_index(place, d, dimensions)] = from[i][d];
   }
 
   const auto run = simplex_riesz_energy_kernels().sum_of_powers;
@@ -61,17 +62,19 @@ void sort_scores(const at::Tensor& scores, double* shifted, double* sums) {
   double* const begin = row.data();
   double* const end = begin + dimensions;
   for (int64_t i = 0; i < num_points; ++i) {
+    const int64_t place = padding(num_points) + i;
     for (int64_t d = 0; d < dimensions; ++d) row[d] = from[i][d];
     const double greatest = *std::max_element(begin, end);
     for (int64_t d = 0; d < dimensions; ++d) {
       row[d] -= greatest;
-      shifted[tiles_index(i, d, dimensions)] = row[d];
+      shifted[tiles_index(place, d, dimensions)] = row[d];
     }
     // nan, and inf less inf, has no order and no energy. -inf has: it is never in a support.
     const bool ordered = std::none_of(begin, end, [](double x) { return std::isnan(x); });
     if (ordered) std::sort(begin, end, std::greater<>());
     double sum = ordered ? 0 : std::numeric_limits<double>::quiet_NaN();
-    for (int64_t d = 0; d < dimensions; ++d) sums[tiles_index(i, d, dimensions)] = sum += row[d];
+    for (int64_t d = 0; d < dimensions; ++d)
+      sums[tiles_index(place, d, dimensions)] = sum += row[d];
   }
 }
 

@@ -16,26 +16,23 @@ namespace {
 
 // ---- projection --------------------------------------------------------------------------------
 
-// Where the points beyond the last one are: far enough for their energy to be nothing beside a
-// pair's, near enough for the product of four squared distances to be finite.
+// Where the points at the places before the first one are: far enough for their energy to be
+// nothing beside a pair's, near enough for the product of four squared distances to be finite.
 template <typename T>
 constexpr T kFar = sizeof(T) == 4 ? 3e4 : 1e30;
 
 // Plain loops over a tile's points, which the compiler vectorises.
-// Points come in multiples of the longest vector's lanes.
-constexpr int64_t kPadding = 16;
-
 template <typename T>
 void project(const SortedScores& scores, double size, T* tiles) {
   const double inverse = 1 / size;
   for (int64_t tile = 0; tile < num_tiles(scores.num_points); ++tile) {
-    const int64_t begin = tile * kTilePoints, offset = begin * scores.dimensions;
-    const int64_t left = (scores.num_points - begin + kPadding - 1) / kPadding * kPadding;
-    const int64_t count = left < kTilePoints ? left : kTilePoints;
-    double tau[kTilePoints];  // of all supports, the true one gives the greatest
+    const int64_t begin = tile * kTilePlaces, offset = begin * scores.dimensions;
+    const int64_t left = num_places(scores.num_points) - begin;
+    const int64_t count = left < kTilePlaces ? left : kTilePlaces;
+    double tau[kTilePlaces];  // of all supports, the true one gives the greatest
     for (int64_t i = 0; i < count; ++i) tau[i] = scores.sums[offset + i] - size;
     for (int64_t d = 1; d < scores.dimensions; ++d) {
-      const double* const sums = scores.sums + offset + d * kTilePoints;
+      const double* const sums = scores.sums + offset + d * kTilePlaces;
       const double share = 1 / static_cast<double>(d + 1);
       for (int64_t i = 0; i < count; ++i) {
         const double candidate = (sums[i] - size) * share;
@@ -43,15 +40,15 @@ void project(const SortedScores& scores, double size, T* tiles) {
       }
     }
     for (int64_t d = 0; d < scores.dimensions; ++d) {
-      const double* const from = scores.scores + offset + d * kTilePoints;
-      T* const to = tiles + offset + d * kTilePoints;
+      const double* const from = scores.scores + offset + d * kTilePlaces;
+      T* const to = tiles + offset + d * kTilePlaces;
       for (int64_t i = 0; i < count; ++i) {
         const double above = from[i] - tau[i];
         to[i] = static_cast<T>((above < 0 ? 0 : above) * inverse);
       }
     }
-    for (int64_t i = scores.num_points - begin; i < count; ++i) tiles[offset + i] = kFar<T>;
   }
+  for (int64_t i = 0; i < padding(scores.num_points); ++i) tiles[i] = kFar<T>;
 }
 
 // ---- pairs -------------------------------------------------------------------------------------
@@ -73,7 +70,7 @@ FEDKERN_ALWAYS_INLINE void make_quads(const T* rows, const T* columns, int64_t d
   for (auto& of_vector : squares) {
     for (V& square : of_vector) square = V(T(0));
   }
-  for (int64_t n = 0; n < dimensions * kTilePoints; n += kTilePoints) {
+  for (int64_t n = 0; n < dimensions * kTilePlaces; n += kTilePlaces) {
     V column[kVectors];
     for (int v = 0; v < kVectors; ++v) column[v] = V::loadu(columns + n + v * V::size());
     for (int row = 0; row < kRows; ++row) {
@@ -89,18 +86,19 @@ FEDKERN_ALWAYS_INLINE void make_quads(const T* rows, const T* columns, int64_t d
   }
 }
 
-// The sum of sum_of(quad, i, k) over a tile's quads, from points i and k on. Lanes where k is not
-// greater than i, or i or k is no point, are no pairs. Where k > i + 3, all are but for points k
-// beyond the last.
+// The sum of sum_of(quad, i, k) over a tile's quads, from places i and k on. Lanes where k is not
+// greater than i, or i is before the first point, are no pairs; the former are only where k < i
+// + 4.
 template <typename T, typename SumOf>
 FEDKERN_ALWAYS_INLINE double sum_over_quads(const T* tiles, int64_t num_points, int64_t dimensions,
                                             int64_t tile, const SumOf& sum_of) {
   constexpr int64_t kStep = Vector<T>::size();
-  static_assert(kPadding % kStep == 0 && kTilePoints % kPadding == 0);
-  const int64_t begin = tile * kTilePoints;
-  const int64_t end = begin + kTilePoints < num_points ? begin + kTilePoints : num_points;
+  static_assert(kMostLanes % kStep == 0 && kTilePlaces % kMostLanes == 0);
+  const int64_t begin = tile * kTilePlaces;
+  const int64_t places = num_places(num_points);
+  const int64_t end = begin + kTilePlaces < places ? begin + kTilePlaces : places;
   Wide<T> total = widen(Vector<T>(T(0)));
-  for (int64_t i = 0; i < end; i += kRows) {
+  for (int64_t i = padding(num_points) / kRows * kRows; i < end; i += kRows) {
     const T* const rows = tiles + tiles_index(i, 0, dimensions);
     Vector<T> sum(T(0));
     const auto add = [&](auto&& quads, int64_t k) {
@@ -136,7 +134,7 @@ double sum_of_reciprocals(const T* tiles, int64_t num_points, int64_t dimensions
           V& square = quad.square[row];
           square = clamp_min(square, floor);
           if (k > i + kRows - 1) continue;
-          const int64_t first = i + row < num_points ? i + row - k : V::size();
+          const int64_t first = i + row < padding(num_points) ? V::size() : i + row - k;
           square = V::blendv(far, square, lanes > V(static_cast<T>(first)));
         }
         const V &a = quad.square[0], &b = quad.square[1], &c = quad.square[2], &d = quad.square[3];
@@ -155,7 +153,7 @@ double sum_of_powers(const double* tiles, int64_t num_points, int64_t dimensions
                             double squares[V::size()];
                             quad.square[row].store(squares);
                             for (int l = 0; l < V::size(); ++l) {
-                              if (k + l <= i + row || k + l >= num_points) continue;
+                              if (k + l <= i + row || i + row < padding(num_points)) continue;
                               const double square = squares[l] < least ? least : squares[l];
                               sums[l] += exponent == -1 ? 1 / square : std::pow(square, exponent);
                             }

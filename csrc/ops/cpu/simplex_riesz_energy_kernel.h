@@ -6,20 +6,28 @@
 
 namespace fedkern {
 
-// Points lie in tiles of so many, coordinate by coordinate: coordinate d of point i of tile t is
-// tiles[(t * M + d) * kTilePoints + i]. A tile fits the L1 cache.
-constexpr int64_t kTilePoints = 256;
+// K points are places padding(K) to the end of the tiles' places, whose number is a multiple of the
+// longest vector's lanes. So the vectors of places k > i have no gap at their end. Coordinate d of
+// place i % kTilePlaces of tile t = i / kTilePlaces is tiles[(t * M + d) * kTilePlaces + i]: a tile
+// fits the L1 cache.
+constexpr int64_t kMostLanes = 16, kTilePlaces = 256;
+
+inline int64_t padding(int64_t num_points) {
+  return (kMostLanes - num_points % kMostLanes) % kMostLanes;
+}
+
+inline int64_t num_places(int64_t num_points) { return padding(num_points) + num_points; }
 
 inline int64_t num_tiles(int64_t num_points) {
-  return (num_points + kTilePoints - 1) / kTilePoints;
+  return (num_places(num_points) + kTilePlaces - 1) / kTilePlaces;
 }
 
 inline int64_t tiles_size(int64_t num_points, int64_t dimensions) {
-  return num_tiles(num_points) * kTilePoints * dimensions;
+  return num_tiles(num_points) * kTilePlaces * dimensions;
 }
 
-inline int64_t tiles_index(int64_t point, int64_t d, int64_t dimensions) {
-  return (point / kTilePoints * dimensions + d) * kTilePoints + point % kTilePoints;
+inline int64_t tiles_index(int64_t place, int64_t d, int64_t dimensions) {
+  return (place / kTilePlaces * dimensions + d) * kTilePlaces + place % kTilePlaces;
 }
 
 // In tiles: scores, each point's greatest subtracted from it, and the sums of its d + 1 greatest
@@ -33,8 +41,8 @@ struct SortedScores {
 
 template <typename T>
 struct SubregionKernels {
-  // Projects all points onto the simplex of `size` and divides by it. The rest of the last tile is
-  // filled with points so far away that their energy is nothing.
+  // Projects all points onto the simplex of `size` and divides by it. The places before them get
+  // points so far away that their energy is nothing.
   void (*project)(const SortedScores& scores, double size, T* tiles);
   // The sum of 1 / max(d^2, least) over all pairs i < k with k in the tile, d their distances, of
   // points that `project` wrote.
