@@ -18,8 +18,14 @@
 // are taken in double. The bits do not depend on the number of threads.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
+#include <tuple>
+#include <utility>
+
+#include "common/accumulate.h"
+#include "common/contiguous_rows.h"
 #include "common/switch_dtype.h"
 #include "ops/simplex_project_math.h"
 
@@ -106,5 +112,24 @@ class ZOfRows {
   at::Tensor held_;
   RowZ<T> z_{};
 };
+
+// What every backend does: checks, then project(scalar_t(), rows, result, support, z) with x's rows
+// and the result's, contiguous one after the other, and z as the kernels read it.
+template <typename Project>
+std::tuple<at::Tensor, at::Tensor> run_simplex_project(const at::Tensor& x, const at::Tensor& z,
+                                                       int64_t dim, const Project& project) {
+  dim = check_simplex_project(x, z, dim);
+  const at::Tensor rows = contiguous_rows(x, dim);
+  at::DimVector shape(rows.sizes());
+  shape.back() = support_bytes(shape.back());
+  at::Tensor support = at::empty(shape, x.options().dtype(at::kByte));
+  at::Tensor result = switch_dtype(x.scalar_type(), [&](auto zero) {
+    const ZOfRows<accumulate_t<decltype(zero)>> z_of_rows(z, x, dim);
+    return written_by_rows(x, dim, [&](const at::Tensor& written) {
+      project(zero, rows, written, support, *z_of_rows);
+    });
+  });
+  return {std::move(result), std::move(support)};
+}
 
 }  // namespace fedkern

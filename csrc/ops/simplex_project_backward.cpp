@@ -69,8 +69,8 @@ Tensor simplex_project_backward_vmap(const Tensor& grad, const Tensor& support, 
   if (dim >= 0 && dim < grad.dim()) dim -= grad.dim();  // from the end
   const VmapLevel vmap({grad, support});
   if (!vmap.maps()) return call_simplex_project_backward(grad, support, dim);
-  return vmap.mapped(
-      call_simplex_project_backward(vmap.stacked(grad), vmap.stacked(support), dim), 0);
+  return vmap.mapped(call_simplex_project_backward(vmap.stacked(grad), vmap.stacked(support), dim),
+                     0);
 }
 
 }  // namespace

@@ -13,6 +13,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include "common/contiguous_rows.h"
+#include "common/switch_dtype.h"
 #include "ops/simplex_project.h"
 
 namespace fedkern {
@@ -48,6 +50,18 @@ inline int64_t check_simplex_project_backward(const at::Tensor& grad, const at::
                     "simplex_project_backward: support must be on grad's device, ", grad.device(),
                     ", got ", support.device());
   return dim;
+}
+
+// What every backend does: checks, then project(scalar_t(), rows, support, result) with grad's rows
+// and the result's, contiguous one after the other.
+template <typename Project>
+at::Tensor run_simplex_project_backward(const at::Tensor& grad, const at::Tensor& support,
+                                        int64_t dim, const Project& project) {
+  dim = check_simplex_project_backward(grad, support, dim);
+  const at::Tensor rows = contiguous_rows(grad, dim), bits = support.contiguous();
+  return written_by_rows(grad, dim, [&](const at::Tensor& result) {
+    switch_dtype(grad.scalar_type(), [&](auto zero) { project(zero, rows, bits, result); });
+  });
 }
 
 }  // namespace fedkern

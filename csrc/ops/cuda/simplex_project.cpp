@@ -1,6 +1,5 @@
 #include "ops/simplex_project.h"
 
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -8,7 +7,6 @@
 
 #include <tuple>
 
-#include "common/contiguous_rows.h"
 #include "common/cuda_tensor.h"
 #include "ops/cuda/simplex_project_kernel.h"
 
@@ -30,20 +28,11 @@ void project(const at::Tensor& rows, const at::Tensor& result, const at::Tensor&
 
 std::tuple<at::Tensor, at::Tensor> simplex_project(const at::Tensor& x, const at::Tensor& z,
                                                    int64_t dim) {
-  dim = check_simplex_project(x, z, dim);
   const c10::cuda::CUDAGuard guard(x.device());
-  const at::Tensor rows = contiguous_rows(x, dim);
-  at::DimVector support_shape(rows.sizes());
-  support_shape.back() = support_bytes(support_shape.back());
-  at::Tensor support = at::empty(support_shape, x.options().dtype(at::kByte));
-  at::Tensor result = switch_dtype(x.scalar_type(), [&](auto zero) {
-    using scalar_t = decltype(zero);
-    const ZOfRows<accumulate_t<scalar_t>> z_of_rows(z, x, dim);
-    return written_by_rows(x, dim, [&](const at::Tensor& written) {
-      project<scalar_t>(rows, written, support, *z_of_rows);
-    });
-  });
-  return {std::move(result), std::move(support)};
+  return run_simplex_project(
+      x, z, dim,
+      [](auto zero, const at::Tensor& rows, const at::Tensor& result, const at::Tensor& support,
+         const auto& z_of_rows) { project<decltype(zero)>(rows, result, support, z_of_rows); });
 }
 
 }  // namespace

@@ -5,7 +5,6 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include "common/contiguous_rows.h"
 #include "common/cuda_tensor.h"
 #include "ops/cuda/simplex_project_backward_kernel.h"
 
@@ -25,13 +24,12 @@ void project(const at::Tensor& rows, const at::Tensor& support, const at::Tensor
 
 at::Tensor simplex_project_backward(const at::Tensor& grad, const at::Tensor& support,
                                     int64_t dim) {
-  dim = check_simplex_project_backward(grad, support, dim);
   const c10::cuda::CUDAGuard guard(grad.device());
-  const at::Tensor rows = contiguous_rows(grad, dim), bits = support.contiguous();
-  return written_by_rows(grad, dim, [&](const at::Tensor& result) {
-    switch_dtype(grad.scalar_type(),
-                 [&](auto zero) { project<decltype(zero)>(rows, bits, result); });
-  });
+  return run_simplex_project_backward(
+      grad, support, dim,
+      [](auto zero, const at::Tensor& rows, const at::Tensor& bits, const at::Tensor& result) {
+        project<decltype(zero)>(rows, bits, result);
+      });
 }
 
 }  // namespace
