@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-KEPT_NUMBERS = 2**21  # so many statistics are kept in float64, 16 MB;
-CHUNK_COLUMNS = 1024  # of more, so many columns are converted at a time
+PIECE_NUMBERS = 2**19  # of the statistics, in float64 at a time: 4 MB,
+LEAST_COLUMNS = 1024  # but no fewer columns than these
 SMALL_RATIO = 1e-3  # of singular values: below it the Gram matrix has lost more than 6 digits
 SMALL = 512  # matrices up to this size are decomposed directly
 CHECK_STEPS = 32  # of the Lanczos process, between two looks at how far it is
@@ -65,27 +65,22 @@ def _what_is_not_finite(stats: Tensor) -> str:
 class _CentredRows:
     """The rows of the statistics less their mean, in float64, some columns at a time.
 
-    Few are kept; of many each piece is made anew, over the one before.
+    Each piece is made anew, over the one before.
     """
 
     def __init__(self, stats: Tensor) -> None:
         self.stats = stats
-        self.width = stats.shape[1] if stats.numel() <= KEPT_NUMBERS else CHUNK_COLUMNS
+        self.width = min(stats.shape[1], max(LEAST_COLUMNS, PIECE_NUMBERS // len(stats)))
         self.buffer = stats.new_empty((len(stats) * self.width,), dtype=torch.float64)
         self.weights = stats.new_full((len(stats),), 1 / len(stats), dtype=torch.float64)
-        self.kept: Tensor | None = None
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         for begin in range(0, self.stats.shape[1], self.width):
             columns = slice(begin, begin + self.width)
-            yield columns, self._centred(self.stats[:, columns]) if self.kept is None else self.kept
-
-    def _centred(self, piece: Tensor) -> Tensor:
-        rows = self.buffer[: piece.numel()].view_as(piece).copy_(piece)
-        rows -= self.weights @ rows
-        if len(self.stats) * self.width == self.stats.numel():
-            self.kept = rows
-        return rows
+            piece = self.stats[:, columns]
+            rows = self.buffer[: piece.numel()].view_as(piece).copy_(piece)
+            rows -= self.weights @ rows
+            yield columns, rows
 
     def gram(self) -> Tensor:
         """[K, K]. The upper half is computed, in blocks of rows, and mirrored."""
