@@ -8,6 +8,8 @@
 //   exponentiate  scratch -> exponentials in scratch, row sums
 //   finish        row sums -> losses, gradient coefficients
 //   store         scratch -> gradient
+//
+// Long rows of float are read where they lie, and their exponentials wait in the gradient.
 
 #include "ops/cpu/calibrated_ce_kernel.h"
 
