@@ -16,6 +16,7 @@ namespace {
 template <typename scalar_t>
 void project(const at::Tensor& rows, const at::Tensor& result, const at::Tensor& support,
              const RowZ<accumulate_t<scalar_t>>& z) {
+  const c10::cuda::CUDAGuard guard(rows.device());
   SimplexProjectCudaArguments<cuda_t<scalar_t>> arguments{};
   arguments.x = const_cuda_data<scalar_t>(rows);
   arguments.length = rows.size(-1);
@@ -28,7 +29,6 @@ void project(const at::Tensor& rows, const at::Tensor& result, const at::Tensor&
 
 std::tuple<at::Tensor, at::Tensor> simplex_project(const at::Tensor& x, const at::Tensor& z,
                                                    int64_t dim) {
-  const c10::cuda::CUDAGuard guard(x.device());
   return run_simplex_project(
       x, z, dim,
       [](auto zero, const at::Tensor& rows, const at::Tensor& result, const at::Tensor& support,

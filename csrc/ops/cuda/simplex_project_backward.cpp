@@ -13,6 +13,7 @@ namespace {
 
 template <typename scalar_t>
 void project(const at::Tensor& rows, const at::Tensor& support, const at::Tensor& result) {
+  const c10::cuda::CUDAGuard guard(rows.device());
   SimplexProjectBackwardCudaArguments<cuda_t<scalar_t>> arguments{};
   arguments.grad = const_cuda_data<scalar_t>(rows);
   arguments.support = support.const_data_ptr<uint8_t>();
@@ -24,7 +25,6 @@ void project(const at::Tensor& rows, const at::Tensor& support, const at::Tensor
 
 at::Tensor simplex_project_backward(const at::Tensor& grad, const at::Tensor& support,
                                     int64_t dim) {
-  const c10::cuda::CUDAGuard guard(grad.device());
   return run_simplex_project_backward(
       grad, support, dim,
       [](auto zero, const at::Tensor& rows, const at::Tensor& bits, const at::Tensor& result) {
