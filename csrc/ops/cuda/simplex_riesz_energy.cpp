@@ -18,12 +18,12 @@ namespace {
 // Adds workspace and result to the arguments, and runs.
 at::Tensor run(SimplexRieszEnergyArguments& arguments, const at::Tensor& points,
                at::IntArrayRef shape) {
-  const int64_t parts = simplex_riesz_energy_parts(arguments.num_points);
-  const at::Tensor workspace = at::empty({arguments.num_sets, parts}, points.options());
-  at::Tensor energies = at::empty(shape, points.options());
   arguments.points = points.const_data_ptr<double>();
   arguments.num_points = points.size(0);
   arguments.dimensions = points.size(1);
+  const int64_t parts = simplex_riesz_energy_parts(arguments.num_points);
+  const at::Tensor workspace = at::empty({arguments.num_sets, parts}, points.options());
+  at::Tensor energies = at::empty(shape, points.options());
   arguments.parts = workspace.mutable_data_ptr<double>();
   arguments.energies = energies.mutable_data_ptr<double>();
   C10_CUDA_CHECK(simplex_riesz_energy_cuda(arguments, c10::cuda::getCurrentCUDAStream()));
@@ -34,7 +34,6 @@ at::Tensor simplex_riesz_energy(const at::Tensor& points, double s, double min_d
   check_simplex_riesz_energy(points, s, min_distance);
   const c10::cuda::CUDAGuard guard(points.device());
   SimplexRieszEnergyArguments arguments{};
-  arguments.num_points = points.size(0);
   arguments.num_sets = 1;
   arguments.exponent = -s / 2;
   arguments.least = min_distance * min_distance;
@@ -52,7 +51,6 @@ at::Tensor simplex_riesz_energy_by_size(const at::Tensor& scores, const at::Tens
   const at::Tensor flags = wanted ? wanted->contiguous() : at::Tensor();
   SimplexRieszEnergyArguments arguments{};
   arguments.sums = sums.const_data_ptr<double>();
-  arguments.num_points = scores.size(0);
   arguments.sizes = dense.const_data_ptr<double>();
   if (wanted) arguments.wanted = flags.const_data_ptr<bool>();
   arguments.num_sets = sizes.numel();
