@@ -1,4 +1,4 @@
-"""Whether two samples of points have one distribution, and samplers to compare with.
+"""What the samplers' tests share: one distribution or two, samplers to compare with, replays.
 
 The samplers are NumPy's and know nothing of fedkern's words: rejection from the whole simplex where
 enough is accepted, else the direct draw from the ball in its plainest form.
@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
@@ -118,3 +119,20 @@ def as_published(center: Floats, radius: float, n: int, rng: np.random.Generator
     v = rng.uniform(-1, 1, (n, len(center)))
     v /= np.abs(v).sum(1, keepdims=True)
     return np.asarray(center + rng.uniform(0, radius, (n, 1)) * v)
+
+
+# ---- CUDA graphs --------------------------------------------------------------------------------
+
+
+def assert_replays_draw_anew(draw: Callable[[], Tensor]) -> None:
+    """Of a draw on a GPU that is captured in a graph."""
+    draw()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        points = draw()
+    draws = []
+    for _ in range(3):
+        graph.replay()
+        draws.append(points.clone())
+    assert not torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[1], draws[2])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cpu_capabilities import CAPABILITIES
-from sampling import assert_same_distribution
+from sampling import assert_replays_draw_anew, assert_same_distribution
 from torch import Tensor
 
 from fedkern import simplex
@@ -189,16 +189,7 @@ def test_compiles() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_replayed_graph_draws_anew() -> None:
-    simplex.sample(5, (7,), device="cuda")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        points = simplex.sample(5, (7,), device="cuda")
-    draws = []
-    for _ in range(3):
-        graph.replay()
-        draws.append(points.clone())
-    assert not torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[1], draws[2])
+    assert_replays_draw_anew(lambda: simplex.sample(5, (7,), device="cuda"))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operators.simplex_sample_ball import centers
-from sampling import assert_same_distribution
+from sampling import assert_replays_draw_anew, assert_same_distribution
 from torch import Tensor
 
 from fedkern import reference, simplex
@@ -314,16 +314,7 @@ def test_compiles() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_replayed_graph_draws_anew() -> None:
     center = centers(torch.float32).cuda()
-    simplex.sample_ball(center, 0.3, 4)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        points = simplex.sample_ball(center, 0.3, 4)
-    draws = []
-    for _ in range(3):
-        graph.replay()
-        draws.append(points.clone())
-    assert not torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[1], draws[2])
+    assert_replays_draw_anew(lambda: simplex.sample_ball(center, 0.3, 4))
 
 
 @pytest.mark.parametrize(
