@@ -9,6 +9,12 @@
 
 namespace fedkern {
 
+// The dtypes that switch_dtype knows.
+inline bool is_supported(c10::ScalarType dtype) {
+  return dtype == c10::ScalarType::Float || dtype == c10::ScalarType::Double ||
+         dtype == c10::ScalarType::BFloat16 || dtype == c10::ScalarType::Half;
+}
+
 // call(scalar_t()) with the C++ type of a floating dtype that the operators support. Their checks
 // come first: another dtype here is a fault of ours.
 template <typename Call>

@@ -28,6 +28,7 @@
 #include <tuple>
 
 #include "common/cpu_huge_pages.h"
+#include "common/switch_dtype.h"
 #include "common/tensor_rows.h"
 #include "ops/calibrated_ce_math.h"
 
@@ -96,9 +97,9 @@ inline CalibratedCEOptions check_calibrated_ce(const at::Tensor& input, const at
                                                std::string_view reduction, double label_smoothing,
                                                bool grouped) {
   const auto dtype = input.scalar_type();
-  TORCH_CHECK_TYPE(
-      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
-      "calibrated_ce: input must be float32, float64, bfloat16 or float16, got ", dtype);
+  TORCH_CHECK_TYPE(is_supported(dtype),
+                   "calibrated_ce: input must be float32, float64, bfloat16 or float16, got ",
+                   dtype);
   TORCH_CHECK_VALUE(input.dim() >= 1 + grouped,
                     "calibrated_ce: input must have shape (C), (N, C) or (N, C, d1, ...), got ",
                     input.sym_sizes());

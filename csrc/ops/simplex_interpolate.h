@@ -24,6 +24,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "common/switch_dtype.h"
 #include "ops/simplex_interpolate_list.h"
 
 namespace fedkern {
@@ -47,9 +48,8 @@ inline void check_simplex_endpoints(const char* op, at::TensorList endpoints, bo
   TORCH_CHECK_VALUE(!endpoints.empty(), op, ": endpoints must hold at least one tensor");
   const at::Tensor& first = endpoints[0];
   const auto dtype = first.scalar_type();
-  TORCH_CHECK_TYPE(
-      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
-      op, ": endpoints must be float32, float64, bfloat16 or float16, got ", dtype);
+  TORCH_CHECK_TYPE(is_supported(dtype), op,
+                   ": endpoints must be float32, float64, bfloat16 or float16, got ", dtype);
   for (size_t i = 0; i < endpoints.size(); ++i) {
     const at::Tensor& tensor = endpoints[i];
     TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, op, ": ", list_entry("endpoints", i),

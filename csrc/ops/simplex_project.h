@@ -35,15 +35,6 @@ namespace fedkern {
 at::Tensor call_simplex_project(const at::Tensor& x, const at::Tensor& z, int64_t dim);
 at::Tensor call_simplex_project_onto(const at::Tensor& x, double z, int64_t dim);
 
-namespace detail {
-
-inline bool is_supported(at::ScalarType dtype) {
-  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
-         dtype == at::kHalf;
-}
-
-}  // namespace detail
-
 // x's shape without `dim`, which is not negative.
 inline c10::SymDimVector shape_of_rows(const at::Tensor& x, int64_t dim) {
   c10::SymDimVector shape(x.sym_sizes().begin(), x.sym_sizes().end());
@@ -60,7 +51,7 @@ inline c10::SymDimVector support_shape(const at::Tensor& x, int64_t dim) {
 // Every backend's first line; returns `dim`, not negative. Shapes may be symbolic; the contents of
 // tensors are not looked at.
 inline int64_t check_simplex_project(const at::Tensor& x, const at::Tensor& z, int64_t dim) {
-  TORCH_CHECK_TYPE(detail::is_supported(x.scalar_type()),
+  TORCH_CHECK_TYPE(is_supported(x.scalar_type()),
                    "simplex_project: x must be float32, float64, bfloat16 or float16, got ",
                    x.scalar_type());
   TORCH_CHECK_VALUE(x.dim() >= 1, "simplex_project: x must have rows, got shape []");
@@ -70,7 +61,7 @@ inline int64_t check_simplex_project(const at::Tensor& x, const at::Tensor& z, i
   TORCH_CHECK_VALUE(x.sym_size(dim) >= 1,
                     "simplex_project: x must have at least one element in dimension ", dim,
                     ", got shape ", x.sym_sizes());
-  TORCH_CHECK_TYPE(detail::is_supported(z.scalar_type()),
+  TORCH_CHECK_TYPE(is_supported(z.scalar_type()),
                    "simplex_project: z must be float32, float64, bfloat16 or float16, got ",
                    z.scalar_type());
   TORCH_CHECK_VALUE(z.device() == x.device() || (z.dim() == 0 && z.device().is_cpu()),

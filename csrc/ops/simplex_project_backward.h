@@ -31,7 +31,7 @@ void set_projection_history(const at::Tensor& result, const at::Tensor& source,
 // Every backend's first line; returns `dim`, not negative.
 inline int64_t check_simplex_project_backward(const at::Tensor& grad, const at::Tensor& support,
                                               int64_t dim) {
-  TORCH_CHECK_TYPE(detail::is_supported(grad.scalar_type()),
+  TORCH_CHECK_TYPE(is_supported(grad.scalar_type()),
                    "simplex_project_backward: grad must be float32, float64, bfloat16 or float16, "
                    "got ",
                    grad.scalar_type());

@@ -98,7 +98,7 @@ inline void project_long(const T* grad, const uint8_t* support, int64_t length, 
   constexpr int kVectors = kBlock / V::size();
   Wide<T> sum = widen(V(T(0)));
   int64_t size = 0;
-  for_each_block(length, [&](int64_t i, int64_t count) {
+  for_each_chunk<kBlock>(length, [&](int64_t i, int64_t count) {
     const uint64_t word = word_of(support, i, count);
     if (word == 0) return;
     size += __builtin_popcountll(word);
@@ -113,7 +113,7 @@ inline void project_long(const T* grad, const uint8_t* support, int64_t length, 
     return;
   }
   const V mean(static_cast<T>(sum_of_lanes(sum) / static_cast<double>(size)));
-  for_each_block(length, [&](int64_t i, int64_t count) {
+  for_each_chunk<kBlock>(length, [&](int64_t i, int64_t count) {
     const uint64_t word = word_of(support, i, count);
     for (int k = 0; k < kVectors; ++k) {
       const int64_t first = k * V::size(), lanes = width<V>(count - first);

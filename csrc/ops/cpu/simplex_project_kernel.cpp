@@ -137,7 +137,7 @@ inline Largest<T> largest(const T* x, int64_t length) {
   using V = Vector<T>;
   const V none(-kInfinity<T>);
   Largest<T> largest{{none, none, none, none}};
-  for_each_block(length, [&](int64_t i, int64_t count) {
+  for_each_chunk<kBlock>(length, [&](int64_t i, int64_t count) {
     for (int k = 0; k < kBlock / V::size(); ++k) {
       const int64_t lanes = width<V>(count - k * V::size());
       const V v = V::loadu(x + i + k * V::size(), lanes);
@@ -176,7 +176,7 @@ inline int64_t find_candidates(const T* x, int64_t length, T maximum, T bound, T
                                uint8_t* support) {
   using V = Vector<T>;
   int64_t found = 0;
-  for_each_block(length, [&](int64_t i, int64_t count) {
+  for_each_chunk<kBlock>(length, [&](int64_t i, int64_t count) {
     V d[kBlock / V::size()];
     uint64_t word = 0;
     for (int k = 0; k < kBlock / V::size(); ++k) {
@@ -220,7 +220,7 @@ inline T threshold_of(T* candidates, int64_t size, T z) {
 template <typename T>
 inline void write_row(const T* x, int64_t length, T maximum, T tau, T* w, uint8_t* support) {
   using V = Vector<T>;
-  for_each_block(length, [&](int64_t i, int64_t count) {
+  for_each_chunk<kBlock>(length, [&](int64_t i, int64_t count) {
     uint64_t word = 0;
     std::memcpy(&word, support + i / 8, support_bytes(count));
     if (word == 0) {

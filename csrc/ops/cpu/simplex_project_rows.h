@@ -11,7 +11,7 @@
 #include "common/accumulate.h"
 #include "common/macros.h"
 #include "common/vector.h"
-#include "common/vector_half.h"
+#include "common/vector_chunk.h"
 #include "ops/cpu/simplex_project_scratch.h"
 #include "ops/simplex_project_math.h"
 
@@ -31,6 +31,36 @@ FEDKERN_ALWAYS_INLINE void call_with_length(int64_t length, const Call& call,
 template <typename Call>
 FEDKERN_ALWAYS_INLINE void call_with_length(int64_t length, const Call& call) {
   detail::call_with_length(length, call, std::make_integer_sequence<int, kMostSorted>());
+}
+
+// How many of `left` elements, if any are left, a vector has.
+template <typename V>
+FEDKERN_ALWAYS_INLINE constexpr int64_t width(int64_t left) {
+  return left < 0 ? 0 : left < V::size() ? left : V::size();
+}
+
+// Elements of a half type to float, and back.
+template <typename scalar_t>
+FEDKERN_ALWAYS_INLINE void to_float(const scalar_t* from, float* to, int64_t size) {
+  using C = Chunk<scalar_t>;
+  for_each_chunk<C::kSize>(size, [&](int64_t j, int64_t count) {
+    const C chunk = C::load(from + j, count);
+    for (int64_t i = 0, first = 0; i < C::kParts; ++i, first += C::V::size()) {
+      chunk.part[i].store(to + j + first, width<typename C::V>(count - first));
+    }
+  });
+}
+
+template <typename scalar_t>
+FEDKERN_ALWAYS_INLINE void from_float(const float* from, scalar_t* to, int64_t size) {
+  using C = Chunk<scalar_t>;
+  for_each_chunk<C::kSize>(size, [&](int64_t j, int64_t count) {
+    C chunk;
+    for (int64_t i = 0, first = 0; i < C::kParts; ++i, first += C::V::size()) {
+      chunk.part[i] = C::V::loadu(from + j + first, width<typename C::V>(count - first));
+    }
+    chunk.store(to + j, count);
+  });
 }
 
 // Calls project(from, first, rows, to) for the rows [begin, end): for all of them where they lie,
@@ -55,19 +85,5 @@ FEDKERN_ALWAYS_INLINE void project_in_accumulating_type(const scalar_t* from, sc
 
 // Elements whose bits are one word of the support.
 constexpr int kBlock = 64;
-
-// Calls body(i, count) for blocks of `size` elements: whole ones first, the rest last.
-template <typename Body>
-FEDKERN_ALWAYS_INLINE void for_each_block(int64_t size, const Body& body) {
-  int64_t i = 0;
-  for (; i + kBlock <= size; i += kBlock) body(i, int64_t{kBlock});
-  if (i < size) body(i, size - i);
-}
-
-// How many of `left` elements, if any are left, a vector has.
-template <typename V>
-FEDKERN_ALWAYS_INLINE constexpr int64_t width(int64_t left) {
-  return left < 0 ? 0 : left < V::size() ? left : V::size();
-}
 
 }  // namespace fedkern
