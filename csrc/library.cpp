@@ -17,6 +17,7 @@ TORCH_LIBRARY(fedkern, m) {
   m.def("calibrated_ce_forward(Tensor input, Tensor target, Tensor? weight, Tensor? class_counts, str calibration, int ignore_index, str reduction, float label_smoothing, bool grouped, bool compute_gradient) -> (Tensor loss, Tensor gradient)");
   m.def("calibrated_ce_backward(Tensor grad_loss, Tensor gradient, Tensor target, int ignore_index, bool grouped) -> Tensor");
   m.def("calibrated_ce_backward_(Tensor(a!) gradient, Tensor grad_loss, Tensor target, int ignore_index, bool grouped) -> ()");
+  m.def("centered_gram(Tensor stats) -> Tensor");
   m.def("class_counts(Tensor target, SymInt num_classes, int ignore_index=-100, bool grouped=False) -> Tensor");
   m.def("simplex_riesz_energy(Tensor points, float s=2.0, float min_distance=1e-4) -> Tensor");
   m.def("simplex_riesz_energy_by_size(Tensor scores, Tensor sizes, Tensor? wanted=None, bool screen=False) -> Tensor");

@@ -1,8 +1,8 @@
 """Principal components of a few long rows: K statistics of D numbers, K much smaller than D.
 
-The K x K Gram matrix of the centred rows has the scores' directions as eigenvectors; all is in
-float64. Forming it squares the singular values, so small ones lose digits beside a large one: where
-there are such, a Rayleigh-Ritz step on the rows themselves gives them back.
+The K x K Gram matrix of the centred rows has the scores' directions as eigenvectors. Forming it
+squares the singular values, so small ones lose digits beside a large one: where there are such, a
+Rayleigh-Ritz step on the rows themselves gives them back. All of that is in float64.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch import Tensor
 
 PIECE_NUMBERS = 2**19  # of the statistics, in float64 at a time: 4 MB,
 LEAST_COLUMNS = 1024  # but no fewer columns than these
-SMALL_RATIO = 1e-3  # of singular values: below it the Gram matrix has lost more than 6 digits
+SMALL_RATIO = 1e-4  # of eigenvalues: below it singular values have lost 4 digits and more
 SMALL = 512  # matrices up to this size are decomposed directly
 CHECK_STEPS = 32  # of the Lanczos process, between two looks at how far it is
 
@@ -30,26 +30,17 @@ def principal_components(stats: Tensor, num_components: int) -> Tensor:
     Returns:
         float64 [K, M].
     """
-    rows = _CentredRows(stats)
-    gram = rows.gram()
+    gram = torch.ops.fedkern.centered_gram.default(stats)
     if not gram.diagonal().isfinite().all():
         raise ValueError(f"assign_subregions: stats must be finite; {_what_is_not_finite(stats)}")
-    left = top_eigenvectors(gram, num_components)
-
-    loadings = rows.transposed_times(left)  # each as long as its singular value
-    singular_values = torch.linalg.vector_norm(loadings, dim=0)
-    if singular_values[-1] < SMALL_RATIO * singular_values[0]:
-        # One more product with the rows brings the space nearer, and the small decomposition of
-        # what it projects the rows to separates the components.
-        directions, _ = torch.linalg.qr(loadings)
-        left, singular_values, right = torch.linalg.svd(rows.times(directions), full_matrices=False)
-        loadings = directions @ right.mT
-
-    largest = loadings.gather(0, loadings.abs().argmax(0, keepdim=True))
-    eigenvalues = singular_values.square()
+    eigenvalues, left = top_eigenpairs(gram, num_components)
+    signs = None
+    if eigenvalues[-1] > SMALL_RATIO * eigenvalues[0]:
+        signs = _signs_in_float32(stats, left)
+    if signs is None:
+        eigenvalues, left, signs = _refined(stats, left)
     threshold = len(stats) * torch.finfo(torch.float64).eps * eigenvalues[0]
-    scores = left * singular_values * torch.where(largest < 0, -1.0, 1.0)
-    return torch.where(eigenvalues < threshold, 0.0, scores)
+    return torch.where(eigenvalues < threshold, 0.0, left * eigenvalues.sqrt() * signs)
 
 
 def _what_is_not_finite(stats: Tensor) -> str:
@@ -59,59 +50,65 @@ def _what_is_not_finite(stats: Tensor) -> str:
     return f"those of client {int(clients[0])} are not"
 
 
-# ---- products with the centred rows -------------------------------------------------------------
+# ---- products with the rows ---------------------------------------------------------------------
 
 
-class _CentredRows:
-    """The rows of the statistics less their mean, in float64, some columns at a time.
+def _signs_in_float32(stats: Tensor, left: Tensor) -> Tensor | None:
+    """The signs of the largest loadings, if float32 is enough to know them.
 
-    Each piece is made anew, over the one before.
+    The rows are not centred: the eigenvectors are orthogonal to what the rows have in common.
     """
+    if not _float32_products_are_exact():
+        return None
+    rows = stats.float()
+    loadings = left.mT.float() @ rows
+    lowest, highest = loadings.amin(1), loadings.amax(1)
+    largest = torch.maximum(rows.amax(), -rows.amin())
+    # Each factor is rounded, then each of K products and sums: of numbers whose magnitudes are
+    # those of a unit vector, of which the sum is at most sqrt(K), times statistics.
+    clients = len(stats)
+    error = (clients + 3) * 2**-24 * clients**0.5 * largest
+    lead = highest + lowest
+    return lead.sign().double() if (lead.abs() > 2 * error).all() else None
 
-    def __init__(self, stats: Tensor) -> None:
-        self.stats = stats
-        self.width = min(stats.shape[1], max(LEAST_COLUMNS, PIECE_NUMBERS // len(stats)))
-        self.buffer = stats.new_empty((len(stats) * self.width,), dtype=torch.float64)
-        self.weights = stats.new_full((len(stats),), 1 / len(stats), dtype=torch.float64)
 
-    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        for begin in range(0, self.stats.shape[1], self.width):
-            columns = slice(begin, begin + self.width)
-            piece = self.stats[:, columns]
-            rows = self.buffer[: piece.numel()].view_as(piece).copy_(piece)
-            rows -= self.weights @ rows
-            yield columns, rows
+def _float32_products_are_exact() -> bool:
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # torch's answer if it is another one on one backend only
+        return False
 
-    def gram(self) -> Tensor:
-        """[K, K]. The upper half is computed, in blocks of rows, and mirrored."""
-        size = len(self.stats)
-        gram = self.buffer.new_zeros((size, size))
-        step = max(32, size // 8)
-        blocks = [slice(begin, begin + step) for begin in range(0, size, step)]
-        for _, rows in self:
-            for block in blocks:
-                gram[block, block.start :].addmm_(rows[block], rows[block.start :].mT)
-        for block in blocks:
-            gram[block.stop :, block] = gram[block, block.stop :].mT
-        return gram
 
-    def transposed_times(self, vectors: Tensor) -> Tensor:
-        """The product of the transpose and `vectors` [K, M]."""
-        return torch.cat([vectors.mT @ rows for _, rows in self], dim=1).mT
+def _refined(stats: Tensor, left: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues [M], eigenvectors [K, M] and signs [M] by a Rayleigh-Ritz step.
 
-    def times(self, vectors: Tensor) -> Tensor:
-        """The product with `vectors` [D, M]."""
-        result = self.buffer.new_zeros((len(self.stats), vectors.shape[1]))
-        for columns, rows in self:
-            result.addmm_(rows, vectors[columns])
-        return result
+    One more product with the rows brings the space of the eigenvectors nearer, and the small
+    decomposition of what it projects the rows to separates the components.
+    """
+    loadings = torch.cat([rows.mT @ left for _, rows in _centered_pieces(stats)])
+    directions, _ = torch.linalg.qr(loadings)
+    projected = torch.zeros_like(left)
+    for columns, rows in _centered_pieces(stats):
+        projected.addmm_(rows, directions[columns])
+    left, singular_values, right = torch.linalg.svd(projected, full_matrices=False)
+    loadings = directions @ right.mT
+    largest = loadings.gather(0, loadings.abs().argmax(0, keepdim=True))[0]
+    return singular_values.square(), left, torch.where(largest < 0, -1.0, 1.0)
+
+
+def _centered_pieces(stats: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    width = max(LEAST_COLUMNS, PIECE_NUMBERS // len(stats))
+    for begin in range(0, stats.shape[1], width):
+        columns = slice(begin, begin + width)
+        rows = stats[:, columns].double()
+        yield columns, rows - rows.mean(0)
 
 
 # ---- eigenvectors -------------------------------------------------------------------------------
 
 
-def top_eigenvectors(matrix: Tensor, count: int) -> Tensor:
-    """Orthonormal eigenvectors [K, count] of the largest eigenvalues of a symmetric matrix.
+def top_eigenpairs(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues [count] of a symmetric matrix, orthonormal eigenvectors [K, count].
 
     Small matrices are decomposed as a whole. Of large ones the Lanczos process (with full
     reorthogonalisation) finds the top. A single starting vector never sees a second eigenvector of
@@ -151,16 +148,15 @@ def top_eigenvectors(matrix: Tensor, count: int) -> Tensor:
         if (torch.linalg.vector_norm(residuals, dim=0) > allowed).any():
             continue
         if found is not None and ((values - found).abs() <= allowed).all():
-            found_vectors: Tensor = basis[:done].mT @ vectors.flip(1)
-            return found_vectors
+            return values.flip(0), basis[:done].mT @ vectors.flip(1)
         found = values
         direction = _random_vector(matrix, generator)
     return _decomposed(matrix, count)
 
 
-def _decomposed(matrix: Tensor, count: int) -> Tensor:
-    vectors: Tensor = torch.linalg.eigh(matrix)[1]
-    return vectors[:, -count:].flip(1)
+def _decomposed(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(matrix)
+    return values[-count:].flip(0), vectors[:, -count:].flip(1)
 
 
 def _random_vector(matrix: Tensor, generator: torch.Generator) -> Tensor:

@@ -17,10 +17,10 @@ from fedkern._pca import principal_components
 
 SampleMethod: TypeAlias = Literal["exact", "published"]
 
-# What float32 changes in an energy, at most. Coordinates are at most 1 and a point's norm is, too:
-# rounding them moves a point by 2^-25, a distance by 2^-24, that is a squared distance of 1e-4^2 by
-# the factor 1 + 2 * 2^-24 / 1e-4. The sums' rounding is far less than what is added for it.
-SCREEN_ERROR = 2 * 2**-24 / 1e-4 + 1e-4
+# What float32 changes in an energy, at most. A point's norm is at most 1: rounding its coordinates
+# moves it by 2^-24, a distance by 2^-23, that is a squared distance of 1e-4^2 by the factor
+# 1 + 2 * 2^-23 / 1e-4. The sums' rounding is far less than what is added for it.
+SCREEN_ERROR = 2 * 2**-23 / 1e-4 + 1e-4
 
 
 # ---- points --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from fedkern import _pca, reference, simplex
+from fedkern.reference.simplex_assign_subregions import principal_components
 from fedkern.simplex import SCREEN_ERROR
 
 by_size = torch.ops.fedkern.simplex_riesz_energy_by_size.default
@@ -199,6 +200,53 @@ def test_a_component_loses_nothing_beside_a_large_one() -> None:
     torch.testing.assert_close(scores[:, 1:].abs(), (left * values)[:, 1:].abs(), rtol=0, atol=1e-8)
 
 
+def mirrored(clients: int, size: int, generator: torch.Generator) -> Tensor:
+    """Two classes, say, whose gradients are opposite but for little: loadings come in near ties."""
+    stats = noise(clients, size // 2, generator)
+    return torch.cat([stats, -(1 - 1e-9) * stats], 1)
+
+
+def far_off(clients: int, size: int, generator: torch.Generator) -> Tensor:
+    return noise(clients, size, generator) + 1e4
+
+
+@pytest.mark.parametrize("kind", [mirrored, far_off], ids=lambda k: k.__name__)
+def test_signs_that_float32_cannot_tell(
+    kind: Callable[[int, int, torch.Generator], Tensor],
+) -> None:
+    stats = kind(30, 400, torch.Generator().manual_seed(0))
+    _, left = _pca.top_eigenpairs(torch.ops.fedkern.centered_gram(stats), 4)
+    assert _pca._signs_in_float32(stats, left) is None
+    expected = principal_components(stats, 4)
+    actual = _pca.principal_components(stats, 4)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-8)
+
+
+def test_signs_by_less_than_float32() -> None:
+    """Where float32 products are allowed to be less exact, no sign rests on them."""
+    stats = noise(30, 400, torch.Generator().manual_seed(0))
+    _, left = _pca.top_eigenpairs(torch.ops.fedkern.centered_gram(stats), 4)
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert _pca._signs_in_float32(stats, left) is None
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        assert _pca._signs_in_float32(stats, left) is None
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = "none"
+        torch.set_float32_matmul_precision(precision)
+
+
+def test_signs_that_float32_can_tell() -> None:
+    stats = noise(30, 400, torch.Generator().manual_seed(0))
+    _, left = _pca.top_eigenpairs(torch.ops.fedkern.centered_gram(stats), 4)
+    signs = _pca._signs_in_float32(stats, left)
+    assert signs is not None
+    _, refined_left, refined_signs = _pca._refined(stats, left)
+    torch.testing.assert_close(left * signs, refined_left * refined_signs, rtol=0, atol=1e-9)
+
+
 def test_components_beyond_the_rank_are_zero() -> None:
     generator = torch.Generator().manual_seed(0)
     stats = noise(30, 3, generator) @ noise(3, 100, generator)
@@ -215,7 +263,7 @@ def test_equal_eigenvalues_are_all_found(copies: int) -> None:
     values = torch.rand(size, dtype=torch.float64, generator=generator)
     values[:count] = torch.arange(count).div(copies, rounding_mode="floor") + 2.0
     basis = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator)).Q
-    found = _pca.top_eigenvectors(basis * values @ basis.mT, count)
+    _, found = _pca.top_eigenpairs(basis * values @ basis.mT, count)
     torch.testing.assert_close(found.mT @ found, torch.eye(count).double(), rtol=0, atol=1e-12)
     # The same space: the projection of one onto the other loses nothing.
     overlap = basis[:, :count].mT @ found

@@ -1,6 +1,6 @@
 #pragma once
 
-// From a vector's lanes to one number, or to double.
+// From a vector's lanes to one number, or to double and back.
 //
 // For files that are compiled once per CPU capability (common/cpu_capability.h).
 
@@ -17,6 +17,7 @@ struct Wide {
 };
 
 FEDKERN_ALWAYS_INLINE Wide<double> widen(const Vector<double>& v) { return {v}; }
+FEDKERN_ALWAYS_INLINE Vector<double> narrow(const Wide<double>& v) { return v.part[0]; }
 
 #if defined(CPU_CAPABILITY_AVX512)
 
@@ -30,6 +31,10 @@ FEDKERN_ALWAYS_INLINE double sum_of_lanes(const Vector<double>& v) {
 FEDKERN_ALWAYS_INLINE Wide<float> widen(const Vector<float>& v) {
   return {_mm512_cvtps_pd(_mm512_castps512_ps256(v)),
           _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1))};
+}
+FEDKERN_ALWAYS_INLINE Vector<float> narrow(const Wide<float>& v) {
+  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(v.part[0])),
+                            _mm512_cvtpd_ps(v.part[1]), 1);
 }
 
 #elif defined(CPU_CAPABILITY_AVX2)
@@ -50,6 +55,9 @@ FEDKERN_ALWAYS_INLINE double sum_of_lanes(const Vector<double>& v) {
 FEDKERN_ALWAYS_INLINE Wide<float> widen(const Vector<float>& v) {
   return {_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))};
 }
+FEDKERN_ALWAYS_INLINE Vector<float> narrow(const Wide<float>& v) {
+  return _mm256_set_m128(_mm256_cvtpd_ps(v.part[1]), _mm256_cvtpd_ps(v.part[0]));
+}
 
 #else
 
@@ -65,6 +73,12 @@ FEDKERN_ALWAYS_INLINE double sum_of_lanes(const Vector<double>& v) {
 FEDKERN_ALWAYS_INLINE Wide<float> widen(const Vector<float>& v) {
   using Lanes = Vector<double>::Lanes;
   return {Lanes{v.lanes[0], v.lanes[1]}, Lanes{v.lanes[2], v.lanes[3]}};
+}
+FEDKERN_ALWAYS_INLINE Vector<float> narrow(const Wide<float>& v) {
+  const Vector<double>&a = v.part[0], &b = v.part[1];
+  const auto lane = [](double x) { return static_cast<float>(x); };
+  return Vector<float>::Lanes{lane(a.lanes[0]), lane(a.lanes[1]), lane(b.lanes[0]),
+                              lane(b.lanes[1])};
 }
 
 #endif

@@ -16,8 +16,7 @@
 //   sizes         float64 [Z], positive
 //   wanted        bool [Z] or none: other sizes are not worked on; their energy is inf
 //   screen        compute pairs in float32: each squared distance that counts, at least 1e-8, is
-//   off
-//                 by a factor of at most 1 + 2 * 2^-24 / 1e-4, but for the rounding of sums
+//                 off by a factor of at most 1 + 2 * 2^-23 / 1e-4, but for the rounding of sums
 //   returns       float64 [Z]
 //
 // Memory is O(K M) a thread: pairs are formed in tiles and summed in fixed order, so the result

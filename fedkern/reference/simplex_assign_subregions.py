@@ -18,9 +18,14 @@ def simplex_assign_subregions(
     return _on_the_simplex(scores, sizes[best]), energies
 
 
+def centered_gram(stats: Tensor) -> Tensor:
+    centred = _centred(stats)
+    return centred @ centred.mT
+
+
 def principal_components(stats: Tensor, num_components: int) -> Tensor:
     """Scores of the centred rows, the first largest loading of each component positive."""
-    centred = stats.double() - stats.double().mean(0)
+    centred = _centred(stats)
     left, singular_values, right = torch.linalg.svd(centred, full_matrices=False)
     eigenvalues = singular_values.square()
     negligible = eigenvalues < len(stats) * torch.finfo(torch.float64).eps * eigenvalues[0]
@@ -28,6 +33,10 @@ def principal_components(stats: Tensor, num_components: int) -> Tensor:
     largest = loadings.gather(0, loadings.abs().argmax(0, keepdim=True))
     scores = torch.where(negligible, 0, left * singular_values * largest.sign())
     return scores[:, :num_components]
+
+
+def _centred(stats: Tensor) -> Tensor:
+    return stats.double() - stats.double().mean(0)
 
 
 def simplex_riesz_energy_by_size(

@@ -6,6 +6,7 @@ the entry says why in a string.
 
 from operators import (
     calibrated_ce,
+    centered_gram,
     class_counts,
     simplex_interpolate,
     simplex_project,
@@ -19,6 +20,7 @@ __all__ = ["OPERATORS", "Arguments", "Operator", "map_tensors", "tensors_of"]
 
 FAMILIES = (
     calibrated_ce,
+    centered_gram,
     class_counts,
     simplex_interpolate,
     simplex_project,

@@ -31,6 +31,7 @@ class Operator:
     nonfinite: list[Arguments] | str  # nan, inf and -inf: the twin says what comes of them
     bad_inputs: list[tuple[type[Exception], str, Arguments]]
     result_dtype: torch.dtype | None = None  # if it is not its first argument's
+    cuda_kernel: bool = True  # a kernel of ours; else there is an ATen function for it
     mutated: int | None = None  # the position of the argument it writes to
     doubles: bool = True  # the twin gets float64; a draw would be another one
 

@@ -15,7 +15,7 @@
 namespace fedkern {
 namespace {
 
-using Tiles = CpuBuffer<double, 1024>;
+using Buffer = CpuBuffer<double, 1024>;
 
 double log_mean(double sum, int64_t num_points) {
   const auto n = static_cast<double>(num_points);
@@ -28,7 +28,7 @@ at::Tensor simplex_riesz_energy(const at::Tensor& points, double s, double min_d
   const auto from = rows.accessor<double, 2>();
   const int64_t num_points = rows.size(0), dimensions = rows.size(1);
   const int64_t size = tiles_size(num_points, dimensions);
-  Tiles tiles(size);
+  Buffer tiles(size);
   std::fill_n(tiles.data(), size, 0);
   for (int64_t i = 0; i < num_points; ++i) {
     const int64_t place = padding(num_points) + i;
@@ -53,11 +53,12 @@ at::Tensor simplex_riesz_energy(const at::Tensor& points, double s, double min_d
 // ---- by size -----------------------------------------------------------------------------------
 
 // Writes what SortedScores holds.
-void sort_scores(const at::Tensor& scores, double* shifted, double* sums) {
+void sort_scores(const at::Tensor& scores, double* shifted, double* means, double* inverse_counts) {
   const auto from = scores.accessor<double, 2>();
   const int64_t num_points = scores.size(0), dimensions = scores.size(1);
-  std::fill_n(shifted, tiles_size(num_points, dimensions), 0);
-  std::fill_n(sums, tiles_size(num_points, dimensions), 0);
+  std::fill_n(shifted, scores_size(num_points, dimensions), 0);
+  std::fill_n(means, scores_size(num_points, dimensions), 0);
+  for (int64_t d = 0; d < dimensions; ++d) inverse_counts[d] = 1 / static_cast<double>(d + 1);
   CpuBuffer<double, 64> row(dimensions);
   double* const begin = row.data();
   double* const end = begin + dimensions;
@@ -67,14 +68,16 @@ void sort_scores(const at::Tensor& scores, double* shifted, double* sums) {
     const double greatest = *std::max_element(begin, end);
     for (int64_t d = 0; d < dimensions; ++d) {
       row[d] -= greatest;
-      shifted[tiles_index(place, d, dimensions)] = row[d];
+      shifted[scores_index(place, d, dimensions)] = row[d];
     }
     // nan, and inf less inf, has no order and no energy. -inf has: it is never in a support.
     const bool ordered = std::none_of(begin, end, [](double x) { return std::isnan(x); });
     if (ordered) std::sort(begin, end, std::greater<>());
     double sum = ordered ? 0 : std::numeric_limits<double>::quiet_NaN();
-    for (int64_t d = 0; d < dimensions; ++d)
-      sums[tiles_index(place, d, dimensions)] = sum += row[d];
+    for (int64_t d = 0; d < dimensions; ++d) {
+      sum += row[d];
+      means[scores_index(place, d, dimensions)] = sum * inverse_counts[d];
+    }
   }
 }
 
@@ -86,15 +89,16 @@ void energies_by_size(const SubregionKernels<T>& kernels, const SortedScores& sc
   const double* const size = dense.const_data_ptr<double>();
   double* const energy = energies.mutable_data_ptr<double>();
   at::parallel_for(0, sizes.numel(), 1, [&](int64_t begin, int64_t end) {
-    CpuBuffer<T, 1024> tiles(tiles_size(scores.num_points, scores.dimensions));
+    const int64_t coordinates = num_coordinates(scores.dimensions);
+    CpuBuffer<T, 1024> tiles(tiles_size(scores.num_points, coordinates));
     for (int64_t z = begin; z < end; ++z) {
       energy[z] = std::numeric_limits<double>::infinity();
       if (wanted && !wanted[z]) continue;
       kernels.project(scores, size[z], tiles.data());
       double sum = 0;
       for (int64_t tile = 0; tile < num_tiles(scores.num_points); ++tile) {
-        sum += kernels.sum_of_reciprocals(tiles.data(), scores.num_points, scores.dimensions, tile,
-                                          kLeast);
+        sum +=
+            kernels.sum_of_reciprocals(tiles.data(), scores.num_points, coordinates, tile, kLeast);
       }
       energy[z] = log_mean(sum, scores.num_points);
     }
@@ -105,10 +109,11 @@ at::Tensor simplex_riesz_energy_by_size(const at::Tensor& scores, const at::Tens
                                         const std::optional<at::Tensor>& wanted, bool screen) {
   check_simplex_riesz_energy_by_size(scores, sizes, wanted);
   const int64_t num_points = scores.size(0), dimensions = scores.size(1);
-  const int64_t size = tiles_size(num_points, dimensions);
-  Tiles shifted(size), sums(size);
-  sort_scores(scores, shifted.data(), sums.data());
-  const SortedScores sorted{shifted.data(), sums.data(), num_points, dimensions};
+  const int64_t size = scores_size(num_points, dimensions);
+  Buffer shifted(size), means(size), inverse_counts(dimensions);
+  sort_scores(scores, shifted.data(), means.data(), inverse_counts.data());
+  const SortedScores sorted{shifted.data(), means.data(), inverse_counts.data(), num_points,
+                            dimensions};
   const at::Tensor flags = wanted ? wanted->contiguous() : at::Tensor();
   const bool* const flag_data = wanted ? flags.const_data_ptr<bool>() : nullptr;
   at::Tensor energies = at::empty(sizes.sizes(), sizes.options());

@@ -30,19 +30,33 @@ inline int64_t tiles_index(int64_t place, int64_t d, int64_t dimensions) {
   return (place / kTilePlaces * dimensions + d) * kTilePlaces + place % kTilePlaces;
 }
 
-// In tiles: scores, each point's greatest subtracted from it, and the sums of its d + 1 greatest
-// ones. That is all it takes to project it onto a simplex of any size.
+// Scores by dimension in vectors: dimension d of place i is scores[scores_index(i, d, M)].
+inline int64_t scores_size(int64_t num_points, int64_t dimensions) {
+  return num_places(num_points) * dimensions;
+}
+
+inline int64_t scores_index(int64_t place, int64_t d, int64_t dimensions) {
+  return (place / kMostLanes * dimensions + d) * kMostLanes + place % kMostLanes;
+}
+
+// In that order: scores, each point's greatest subtracted from it, and the means of its d + 1
+// greatest ones. That is all it takes to project it onto a simplex of any size.
 struct SortedScores {
   const double* scores;
-  const double* sums;
+  const double* means;
+  const double* inverse_counts;  // 1 / (d + 1)
   int64_t num_points;
   int64_t dimensions;
 };
 
+// Points x of a simplex with M endpoints lie in a space of M - 1 dimensions: with x_M / (1 +
+// sqrt(M)) subtracted from them, the other coordinates have the same distances.
+inline int64_t num_coordinates(int64_t dimensions) { return dimensions < 2 ? 1 : dimensions - 1; }
+
 template <typename T>
 struct SubregionKernels {
-  // Projects all points onto the simplex of `size` and divides by it. The places before them get
-  // points so far away that their energy is nothing.
+  // Projects all points onto the simplex of `size`, divides by it and writes num_coordinates. The
+  // places before them get points so far away that their energy is nothing.
   void (*project)(const SortedScores& scores, double size, T* tiles);
   // The sum of 1 / max(d^2, least) over all pairs i < k with k in the tile, d their distances, of
   // points that `project` wrote.
