@@ -34,13 +34,11 @@ def principal_components(stats: Tensor, num_components: int) -> Tensor:
     if not gram.diagonal().isfinite().all():
         raise ValueError(f"assign_subregions: stats must be finite; {_what_is_not_finite(stats)}")
     eigenvalues, left = top_eigenpairs(gram, num_components)
-    signs = None
-    if eigenvalues[-1] > SMALL_RATIO * eigenvalues[0]:
-        signs = _signs_in_float32(stats, left)
-    if signs is None:
-        eigenvalues, left, signs = _refined(stats, left)
-    threshold = len(stats) * torch.finfo(torch.float64).eps * eigenvalues[0]
-    return torch.where(eigenvalues < threshold, 0.0, left * eigenvalues.sqrt() * signs)
+    if eigenvalues[-1] < SMALL_RATIO * eigenvalues[0]:
+        eigenvalues, left = _refined(stats, left)
+    negligible = eigenvalues < len(stats) * torch.finfo(torch.float64).eps * eigenvalues[0]
+    scores = left * eigenvalues.sqrt() * _signs(stats, left, ~negligible)
+    return torch.where(negligible, 0.0, scores)
 
 
 def _what_is_not_finite(stats: Tensor) -> str:
@@ -53,23 +51,49 @@ def _what_is_not_finite(stats: Tensor) -> str:
 # ---- products with the rows ---------------------------------------------------------------------
 
 
-def _signs_in_float32(stats: Tensor, left: Tensor) -> Tensor | None:
-    """The signs of the largest loadings, if float32 is enough to know them.
+def _refined(stats: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [M] and eigenvectors [K, M] after a Rayleigh-Ritz step on the rows.
+
+    One more product with the rows brings the space of the eigenvectors nearer, and the small
+    decomposition of what it projects the rows to separates the components.
+    """
+    columns = torch.arange(stats.shape[1], device=stats.device)
+    directions, _ = torch.linalg.qr(_loadings(stats, left, columns).mT)
+    projected = torch.zeros_like(left)
+    for piece, rows in _centered_pieces(stats, columns):
+        projected.addmm_(rows, directions[piece])
+    left, singular_values, _ = torch.linalg.svd(projected, full_matrices=False)
+    return singular_values.square(), left
+
+
+def _signs(stats: Tensor, left: Tensor, significant: Tensor) -> Tensor:
+    """The signs [M] of the significant components' largest loadings.
+
+    The columns that may hold them are found in float32.
+    """
+    wanted = _may_hold_largest_loading(stats, left, significant)
+    wanted[0] = True  # so that there is a column
+    loadings = _loadings(stats, left, wanted.nonzero()[:, 0])
+    largest = loadings.gather(1, loadings.abs().argmax(1, keepdim=True))[:, 0]
+    return torch.where(largest < 0, -1.0, 1.0)
+
+
+def _may_hold_largest_loading(stats: Tensor, left: Tensor, significant: Tensor) -> Tensor:
+    """Whether a column may hold the largest loading of a significant component: bool [D].
 
     The rows are not centred: the eigenvectors are orthogonal to what the rows have in common.
     """
     if not _float32_products_are_exact():
-        return None
+        return torch.ones(stats.shape[1], dtype=torch.bool, device=stats.device)
     rows = stats.float()
-    loadings = left.mT.float() @ rows
-    lowest, highest = loadings.amin(1), loadings.amax(1)
-    largest = torch.maximum(rows.amax(), -rows.amin())
+    loadings = (left.mT.float() @ rows).abs()
     # Each factor is rounded, then each of K products and sums: of numbers whose magnitudes are
     # those of a unit vector, of which the sum is at most sqrt(K), times statistics.
     clients = len(stats)
-    error = (clients + 3) * 2**-24 * clients**0.5 * largest
-    lead = highest + lowest
-    return lead.sign().double() if (lead.abs() > 2 * error).all() else None
+    error = (clients + 3) * 2**-24 * clients**0.5 + left.sum(0).abs()
+    error = error.float() * torch.maximum(rows.amax(), -rows.amin())
+    least = torch.where(significant, loadings.amax(1) - 2 * error, torch.inf)
+    return (loadings >= least[:, None]).any(0)
 
 
 def _float32_products_are_exact() -> bool:
@@ -79,29 +103,19 @@ def _float32_products_are_exact() -> bool:
         return False
 
 
-def _refined(stats: Tensor, left: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues [M], eigenvectors [K, M] and signs [M] by a Rayleigh-Ritz step.
-
-    One more product with the rows brings the space of the eigenvectors nearer, and the small
-    decomposition of what it projects the rows to separates the components.
-    """
-    loadings = torch.cat([rows.mT @ left for _, rows in _centered_pieces(stats)])
-    directions, _ = torch.linalg.qr(loadings)
-    projected = torch.zeros_like(left)
-    for columns, rows in _centered_pieces(stats):
-        projected.addmm_(rows, directions[columns])
-    left, singular_values, right = torch.linalg.svd(projected, full_matrices=False)
-    loadings = directions @ right.mT
-    largest = loadings.gather(0, loadings.abs().argmax(0, keepdim=True))[0]
-    return singular_values.square(), left, torch.where(largest < 0, -1.0, 1.0)
+def _loadings(stats: Tensor, left: Tensor, columns: Tensor) -> Tensor:
+    """The loadings [M, len(columns)] of some columns, each as long as its singular value."""
+    pieces = [left.mT @ rows for _, rows in _centered_pieces(stats, columns)]
+    return torch.cat(pieces, dim=1)
 
 
-def _centered_pieces(stats: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def _centered_pieces(stats: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Columns of the statistics less their mean, in float64, some at a time, and which these are."""
     width = max(LEAST_COLUMNS, PIECE_NUMBERS // len(stats))
-    for begin in range(0, stats.shape[1], width):
-        columns = slice(begin, begin + width)
-        rows = stats[:, columns].double()
-        yield columns, rows - rows.mean(0)
+    for begin in range(0, len(columns), width):
+        piece = slice(begin, begin + width)
+        rows = stats[:, columns[piece]].double()
+        yield piece, rows - rows.mean(0)
 
 
 # ---- eigenvectors -------------------------------------------------------------------------------

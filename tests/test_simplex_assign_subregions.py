@@ -210,41 +210,37 @@ def far_off(clients: int, size: int, generator: torch.Generator) -> Tensor:
     return noise(clients, size, generator) + 1e4
 
 
-@pytest.mark.parametrize("kind", [mirrored, far_off], ids=lambda k: k.__name__)
-def test_signs_that_float32_cannot_tell(
-    kind: Callable[[int, int, torch.Generator], Tensor],
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+@pytest.mark.parametrize("kind", [noise, mirrored, far_off], ids=lambda k: k.__name__)
+def test_signs_do_not_rest_on_float32(
+    kind: Callable[[int, int, torch.Generator], Tensor], precision: str
 ) -> None:
-    stats = kind(30, 400, torch.Generator().manual_seed(0))
-    _, left = _pca.top_eigenpairs(torch.ops.fedkern.centered_gram(stats), 4)
-    assert _pca._signs_in_float32(stats, left) is None
+    stats = kind(30, 2000, torch.Generator().manual_seed(0))
     expected = principal_components(stats, 4)
-    actual = _pca.principal_components(stats, 4)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        actual = _pca.principal_components(stats, 4)
+    finally:
+        torch.set_float32_matmul_precision(before)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-8)
 
 
-def test_signs_by_less_than_float32() -> None:
-    """Where float32 products are allowed to be less exact, no sign rests on them."""
-    stats = noise(30, 400, torch.Generator().manual_seed(0))
+def test_few_columns_may_hold_a_largest_loading() -> None:
+    stats = noise(30, 2000, torch.Generator().manual_seed(0))
     _, left = _pca.top_eigenpairs(torch.ops.fedkern.centered_gram(stats), 4)
-    precision = torch.get_float32_matmul_precision()
+
+    def columns(*significant: bool) -> int:
+        wanted = _pca._may_hold_largest_loading(stats, left, torch.tensor(significant))
+        return int(wanted.sum())
+
+    assert columns(True, True, True, True) < 10
+    assert columns(False, False, False, False) == 0
     try:
-        torch.set_float32_matmul_precision("medium")
-        assert _pca._signs_in_float32(stats, left) is None
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-        assert _pca._signs_in_float32(stats, left) is None
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # then float32 tells nothing
+        assert columns(True, True, True, True) == 2000
     finally:
         torch.backends.mkldnn.matmul.fp32_precision = "none"
-        torch.set_float32_matmul_precision(precision)
-
-
-def test_signs_that_float32_can_tell() -> None:
-    stats = noise(30, 400, torch.Generator().manual_seed(0))
-    _, left = _pca.top_eigenpairs(torch.ops.fedkern.centered_gram(stats), 4)
-    signs = _pca._signs_in_float32(stats, left)
-    assert signs is not None
-    _, refined_left, refined_signs = _pca._refined(stats, left)
-    torch.testing.assert_close(left * signs, refined_left * refined_signs, rtol=0, atol=1e-9)
 
 
 def test_components_beyond_the_rank_are_zero() -> None:
