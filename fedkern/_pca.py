@@ -110,7 +110,7 @@ def _loadings(stats: Tensor, left: Tensor, columns: Tensor) -> Tensor:
 
 
 def _centered_pieces(stats: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Columns of the statistics less their mean, in float64, some at a time, and which these are."""
+    """Columns of the statistics less their mean, some at a time in float64, and which these are."""
     width = max(LEAST_COLUMNS, PIECE_NUMBERS // len(stats))
     for begin in range(0, len(columns), width):
         piece = slice(begin, begin + width)
