@@ -115,6 +115,24 @@ def test_assign_subregions(clients: int, kind: str, device: str, threads: int) -
 
 
 @timing.everywhere
+@pytest.mark.parametrize("clients", [100, 1000])
+def test_centered_gram(clients: int, device: str, threads: int) -> None:
+    """A part of the components, beside the library's matrix product."""
+    stats = statistics_of(clients, "noise", device)
+
+    def torch_gram() -> Tensor:
+        rows = stats.double()
+        rows -= rows.mean(0)
+        return rows @ rows.mT
+
+    steps = {"fedkern": lambda: torch.ops.fedkern.centered_gram(stats), "torch": torch_gram}
+    with timing.torch_threads(threads):
+        times = timing.interleaved(steps, timing.clock_of(device))
+    setting = setting_of("centered_gram", clients, "noise", device, threads)
+    timing.report("simplex_assign_subregions", setting, times)
+
+
+@timing.everywhere
 @pytest.mark.parametrize("kind", ["clusters", "noise"])
 def test_many_clients(kind: str, device: str, threads: int) -> None:
     """Ten thousand clients, once: nothing else could be waited for."""

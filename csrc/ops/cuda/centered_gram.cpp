@@ -1,5 +1,6 @@
 #include "ops/centered_gram.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/mean.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -23,7 +24,9 @@ at::Tensor centered_gram(const at::Tensor& stats) {
   for (int64_t begin = 0; begin < columns; begin += width) {
     const at::Tensor piece =
         stats.narrow(1, begin, std::min(width, columns - begin)).to(at::kDouble);
-    const at::Tensor rows = piece - piece.mean(0);
+    // Counted from the first row: an offset of all rows costs the mean no digits.
+    at::Tensor rows = piece - piece.select(0, 0);
+    rows -= rows.mean(0);
     gram.addmm_(rows, rows.t());
   }
   return gram;
