@@ -205,15 +205,25 @@ double sum_of_powers(const double* tiles, int64_t num_points, int64_t dimensions
                      double least, double exponent) {
   using V = Vector<double>;
   constexpr double kFar = std::numeric_limits<double>::infinity();
+  const V one(1.0), floor(least);
+  if (exponent == -1) {
+    return sum_over_pairs(tiles, num_points, dimensions, tile, kFar,
+                          [&](const Squares<double>& squares) {
+                            V sum(0.0);
+                            for (const V& square : squares) {
+                              sum = sum + one / clamp_min(square, floor);
+                            }
+                            return sum;
+                          });
+  }
   return sum_over_pairs(tiles, num_points, dimensions, tile, kFar,
                         [&](const Squares<double>& squares) {
                           double sums[V::size()] = {};
                           for (const V& vector : squares) {
                             double lanes[V::size()];
-                            vector.store(lanes);
+                            clamp_min(vector, floor).store(lanes);
                             for (int l = 0; l < V::size(); ++l) {
-                              const double square = lanes[l] < least ? least : lanes[l];
-                              sums[l] += exponent == -1 ? 1 / square : std::pow(square, exponent);
+                              sums[l] += std::pow(lanes[l], exponent);
                             }
                           }
                           return V::loadu(sums);
