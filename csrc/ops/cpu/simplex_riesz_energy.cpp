@@ -36,15 +36,18 @@ at::Tensor simplex_riesz_energy(const at::Tensor& points, double s, double min_d
   }
 
   const auto run = simplex_riesz_energy_kernels().sum_of_powers;
-  CpuBuffer<double, 64> sums(num_tiles(num_points));
-  at::parallel_for(0, num_tiles(num_points), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) {
+  const int64_t count = num_tiles(num_points);
+  CpuBuffer<double, 64> sums(count);
+  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      // A tile meets all before it: in this order each thread's share is as much work.
+      const int64_t tile = task % 2 == 0 ? task / 2 : count - 1 - task / 2;
       sums[tile] =
           run(tiles.data(), num_points, dimensions, tile, min_distance * min_distance, -s / 2);
     }
   });
   double sum = 0;
-  for (int64_t tile = 0; tile < num_tiles(num_points); ++tile) sum += sums[tile];
+  for (int64_t tile = 0; tile < count; ++tile) sum += sums[tile];
   at::Tensor energy = at::empty({}, rows.options());
   *energy.mutable_data_ptr<double>() = log_mean(sum, num_points);
   return energy;
