@@ -135,6 +135,35 @@ def test_forward_backward_huge_pages(dtype: torch.dtype, monkeypatch: pytest.Mon
     timing.report("calibrated_ce", setting, times)
 
 
+def times_of_parts(shape: Shape, dtype: torch.dtype) -> timing.Times:
+    logits, target = inputs(shape, dtype, "cpu")
+    data, warm = logits.detach(), torch.zeros(shape, dtype=dtype)
+    steps = {
+        "fedkern": backward_step(fedkern.calibrated_ce, logits, target),
+        "loss_alone": lambda: fedkern.calibrated_ce(data, target),
+        "maximum": lambda: data.amax(1),
+        "zeros": lambda: torch.empty_like(data).zero_(),
+        "copy": lambda: data.clone(),
+        "copy_into_warm": lambda: warm.copy_(data),
+    }
+    with timing.torch_threads(1):
+        return timing.interleaved(steps, timing.wall_clock)
+
+
+@by_dtype
+def test_parts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the time of a large step goes: the loss without gradient, and memory alone.
+
+    Huge pages for all, as above.
+    """
+    if reason := no_huge_pages():
+        pytest.skip(reason)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    times = timing.in_fresh_process(times_of_parts, BIG_SHAPE, dtype)
+    setting = setting_of("parts", BIG_SHAPE, dtype, "cpu", threads=1, huge_pages=True)
+    timing.report("calibrated_ce", setting, times)
+
+
 def no_huge_pages() -> str:
     """Why malloc cannot be told to ask for huge pages; empty where it can."""
     library, version = platform.libc_ver()

@@ -88,12 +88,13 @@ def _may_hold_largest_loading(stats: Tensor, left: Tensor, significant: Tensor) 
     rows = stats.float()
     loadings = (left.mT.float() @ rows).abs()
     # Each factor is rounded, then each of K products and sums: of numbers whose magnitudes are
-    # those of a unit vector, of which the sum is at most sqrt(K), times statistics.
+    # those of a unit vector, of which the sum is at most sqrt(K), times statistics. Or they are too
+    # small for float32.
     clients = len(stats)
-    error = (clients + 3) * 2**-24 * clients**0.5 + left.sum(0).abs()
-    error = error.float() * torch.maximum(rows.amax(), -rows.amin())
+    relative = (clients + 3) * 2**-24 * clients**0.5 + left.sum(0).abs()
+    error = relative.float() * torch.maximum(rows.amax(), -rows.amin()) + clients * 2**-126
     least = torch.where(significant, loadings.amax(1) - 2 * error, torch.inf)
-    return (loadings >= least[:, None]).any(0)
+    return (loadings < least[:, None]).logical_not_().any(0)  # nan, if they are too large
 
 
 def _float32_products_are_exact() -> bool:

@@ -226,6 +226,15 @@ def test_signs_do_not_rest_on_float32(
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("scale", [1e-100, 1e-42, 1e-38, 1e36, 1e100])
+def test_signs_of_any_magnitude(scale: float) -> None:
+    """Those too small or too large for float32, too."""
+    stats = noise(30, 2000, torch.Generator().manual_seed(0))
+    expected = principal_components(stats, 4)
+    actual = _pca.principal_components(stats * scale, 4) / scale
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-8)
+
+
 def test_few_columns_may_hold_a_largest_loading() -> None:
     stats = noise(30, 2000, torch.Generator().manual_seed(0))
     _, left = _pca.top_eigenpairs(torch.ops.fedkern.centered_gram(stats), 4)
