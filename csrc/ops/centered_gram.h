@@ -6,8 +6,9 @@
 //   returns       float64 [K, K], symmetric to the bit. Where statistics are not finite, neither
 //                 are the rows' products
 //
-// Memory beside the result is O(D) and small. On the CPU all is summed in an order that does not
-// depend on the number of threads. There are no derivatives: asking for one is an error.
+// Statistics with gaps or of a half type are copied first, on the CPU as a whole; other memory is
+// O(D) and small. On the CPU all is summed in an order that does not depend on the number of
+// threads. There are no derivatives: asking for one is an error.
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>

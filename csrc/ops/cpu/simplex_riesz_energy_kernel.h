@@ -55,8 +55,8 @@ inline int64_t num_coordinates(int64_t dimensions) { return dimensions < 2 ? 1 :
 
 template <typename T>
 struct SubregionKernels {
-  // Projects all points onto the simplex of `size`, divides by it and writes num_coordinates. The
-  // places before them get points so far away that their energy is nothing.
+  // Projects all points onto the simplex of `size`, divides by it and writes num_coordinates of
+  // each. What it writes to the places before them has no meaning.
   void (*project)(const SortedScores& scores, double size, T* tiles);
   // The sum of 1 / max(d^2, least) over all pairs i < k with k in the tile, d their distances, of
   // points that `project` wrote.
