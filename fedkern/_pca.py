@@ -86,7 +86,8 @@ def _may_hold_largest_loading(stats: Tensor, left: Tensor, significant: Tensor) 
     if not _float32_products_are_exact():
         return torch.ones(stats.shape[1], dtype=torch.bool, device=stats.device)
     rows = stats.float()
-    loadings = (left.mT.float() @ rows).abs()
+    with torch.autocast(stats.device.type, enabled=False):
+        loadings = (left.mT.float() @ rows).abs()
     # Each factor is rounded, then each of K products and sums: of numbers whose magnitudes are
     # those of a unit vector, of which the sum is at most sqrt(K), times statistics. Or they are too
     # small for float32.
