@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accuracy import assert_as_accurate
 from calibrated_ce_problems import (
     Arguments,
     classes_of,
@@ -65,21 +66,6 @@ def test_float64_equals_the_reference_for_every_argument(
         torch.testing.assert_close(
             actual[1], torch.zeros_like(logits) if nothing_counts else expected[1]
         )
-
-
-def assert_as_accurate(kernel: Tensor, naive: Tensor, truth: Tensor, what: str) -> None:
-    """The kernel may err 1.5 times as much as plain PyTorch in its dtype, and 2 ulp more."""
-    finfo = torch.finfo(kernel.dtype)
-    ulp = max(finfo.eps * float(truth.abs().max()), finfo.tiny)
-    error, naive_error = (float((x.double() - truth).abs().max()) for x in (kernel, naive))
-    if naive_error != naive_error:  # plain PyTorch has no answer where the kernel has one
-        naive_error = 0.0
-    worst = int((kernel.double() - truth).abs().argmax())
-    assert error <= 1.5 * naive_error + 2 * ulp, (
-        f"{what}: kernel errs by {error:.3g}, plain PyTorch by {naive_error:.3g}, an ulp is "
-        f"{ulp:.3g}; at {worst} kernel {kernel.flatten()[worst]}, truth {truth.flatten()[worst]}, "
-        f"plain PyTorch {naive.flatten()[worst]}"
-    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)

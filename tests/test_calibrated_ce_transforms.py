@@ -4,7 +4,6 @@ import copy
 import io
 import itertools
 import pickle
-from collections import Counter
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -21,10 +20,10 @@ from calibrated_ce_problems import (
     make_weight,
     value_and_gradient,
 )
+from device_calls import DeviceCalls
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, hessian, jacrev, jvp, vmap
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fedkern
 from fedkern import reference
@@ -208,23 +207,6 @@ def test_forward_mode_is_refused() -> None:
 # ---- torch.func ---------------------------------------------------------------------------------
 
 
-class Calls(TorchDispatchMode):
-    """Counts the operators that reach a device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.made[str(func)] += 1
-        return func(*args, **(kwargs or {}))
-
-    def ours(self) -> dict[str, int]:
-        return {
-            name.split(".")[1]: n for name, n in self.made.items() if name.startswith("fedkern")
-        }
-
-
 FORWARD = {"calibrated_ce_forward": 1}
 BOTH = {**FORWARD, "calibrated_ce_backward": 1}
 
@@ -261,7 +243,7 @@ def loop(function: Loss, in_dims: tuple[int | None, ...], *stacks: Tensor) -> Te
 def test_a_stack_of_clients_is_one_call_each_way(device: str) -> None:
     """[K, B, C] logits with [K, C] counts: one kernel call in forward, one in backward."""
     logits, target, counts = (t.to(device) for t in clients())
-    with Calls() as calls:
+    with DeviceCalls() as calls:
         gradient = vmap(grad(loss_with(fedkern)))(logits, target, counts)
     assert calls.ours() == BOTH
     expected = loop(grad(loss_with(reference)), (0, 0, 0), logits, target, counts)
@@ -280,11 +262,11 @@ def test_vmap_of_whatever_is_mapped(in_dims: tuple[int | None, ...], calibration
     )
     arguments = {"calibration": calibration, "label_smoothing": 0.1, "weight": make_weight(CLASSES)}
     ours, theirs = loss_with(fedkern, **arguments), loss_with(reference, **arguments)
-    with Calls() as calls:
+    with DeviceCalls() as calls:
         loss = vmap(ours, in_dims)(*stacks)
     assert calls.ours() == FORWARD
     torch.testing.assert_close(loss, loop(theirs, in_dims, *stacks))
-    with Calls() as calls:
+    with DeviceCalls() as calls:
         gradient = vmap(grad(ours), in_dims)(*stacks)
     assert calls.ours() == BOTH
     torch.testing.assert_close(gradient, loop(grad(theirs), in_dims, *stacks))
@@ -303,7 +285,7 @@ def test_nested_vmap() -> None:
     counts = clients()[2]
     function = grad(loss_with(fedkern))
     for outer, inner, n in ((None, 0, counts), (0, None, counts[:3]), (None, None, counts[0])):
-        with Calls() as calls:
+        with DeviceCalls() as calls:
             actual = vmap(vmap(function, (0, 0, inner)), (0, 0, outer))(logits, target, n)
         assert calls.ours() == BOTH
         for i, k in itertools.product(range(3), range(CLIENTS)):
@@ -334,7 +316,7 @@ def test_jacrev_and_its_derivative() -> None:
     def rows(module: ModuleType) -> Callable[[Tensor], Tensor]:
         return lambda z: module.calibrated_ce(z, target, class_counts=counts, reduction="none")
 
-    with Calls() as calls:
+    with DeviceCalls() as calls:
         jacobian = jacrev(rows(fedkern))(logits)
     assert calls.ours() == BOTH
     torch.testing.assert_close(jacobian, jacrev(rows(reference))(logits))

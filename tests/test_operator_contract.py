@@ -5,17 +5,16 @@ An operator without an entry fails here. The operators' own tests go further.
 
 import inspect
 import itertools
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cpu_capabilities import CAPABILITIES, run_tests_with
+from device_calls import DeviceCalls
 from operators import OPERATORS, Arguments, Operator, map_tensors, tensors_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fedkern
 from fedkern import reference
@@ -254,18 +253,6 @@ def test_derivatives_equal_the_twins(operator: Operator) -> None:
             torch.testing.assert_close(a, e, msg=said_of(arguments))
 
 
-class CallCounter(TorchDispatchMode):
-    """Counts the calls that reach a device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[str(func)] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def test_a_mapped_call_is_one_call(operator: Operator) -> None:
     """Under vmap, whichever arguments are mapped, along whichever dimension; nested, too."""
 
@@ -283,7 +270,7 @@ def test_a_mapped_call_is_one_call(operator: Operator) -> None:
                 map_tensors(stack, a) if i in mapped else a for i, a in enumerate(arguments)
             )
             in_dims = tuple(-1 if i in mapped else None for i in range(len(arguments)))
-            with CallCounter() as counter:
+            with DeviceCalls() as calls:
                 actual = torch.vmap(lambda *a: operator.call(a), in_dims=in_dims)(*stacks)
             expected = [
                 operator.call(
@@ -297,8 +284,7 @@ def test_a_mapped_call_is_one_call(operator: Operator) -> None:
             for a, *e in zip(actual, *expected, strict=True):
                 if a.numel() or e[0].numel():
                     torch.testing.assert_close(a, torch.stack(e), equal_nan=True)
-            ours = {name: n for name, n in counter.calls.items() if name.startswith("fedkern")}
-            assert sum(ours.values()) == 1, ours
+            assert sum(calls.ours().values()) == 1, calls.ours()
 
 
 # ---- bad input ----------------------------------------------------------------------------------

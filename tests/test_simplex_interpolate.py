@@ -6,12 +6,14 @@ from types import ModuleType
 
 import pytest
 import torch
+from accuracy import assert_as_accurate
 from cpu_capabilities import CAPABILITIES, expected_capability, run_tests_with
+from device_calls import DeviceCalls
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operators._entry import randn
 from torch import Tensor
 from torch.func import functional_call, grad, jvp, vmap
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fedkern
 from fedkern import reference
@@ -26,11 +28,6 @@ SHAPES = [(), (7,), (257,), (4, 3, 5, 5), (2049,), (8193,)]
 ENDPOINTS = [1, 2, 10, 64]
 # A point; less and more than tiles of 4 points; more than a slice of 16.
 POINTS = [None, 3, 17]
-
-
-def randn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
 
 
 def make_endpoints(
@@ -68,17 +65,6 @@ def flat(tensors: list[Tensor]) -> Tensor:
 
 
 # ---- values -------------------------------------------------------------------------------------
-
-
-def assert_as_accurate(kernel: Tensor, naive: Tensor, truth: Tensor, what: str) -> None:
-    """The kernel may err 1.5 times as much as plain PyTorch in its dtype, and 2 ulp more."""
-    finfo = torch.finfo(kernel.dtype)
-    ulp = max(finfo.eps * float(truth.abs().max()), finfo.tiny)
-    error, naive_error = (float((x.double() - truth).abs().max()) for x in (kernel, naive))
-    assert error <= 1.5 * naive_error + 2 * ulp, (
-        f"{what}: kernel errs by {error:.3g}, plain PyTorch by {naive_error:.3g}, an ulp is "
-        f"{ulp:.3g}"
-    )
 
 
 @pytest.mark.parametrize("num_points", POINTS)
@@ -396,18 +382,6 @@ def test_forward_mode_is_refused() -> None:
 # ---- torch.func ---------------------------------------------------------------------------------
 
 
-class CallCounter(TorchDispatchMode):
-    """Counts the calls of fedkern's operators that reach a device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.calls += str(func).startswith("fedkern")
-        return func(*args, **(kwargs or {}))
-
-
 Model = dict[str, Tensor]
 
 # Clients (the outer map) and draws of alpha (the inner one): which of endpoints' two tensors and
@@ -442,10 +416,10 @@ def test_nested_vmaps_are_one_call(name: str, num_points: int | None, device: st
     def with_(function: Interpolate) -> Callable[..., list[Tensor]]:
         return vmap(vmap(lambda a, b, alpha: function([a, b], alpha), in_dims=inner), in_dims=outer)
 
-    with CallCounter() as counter:
+    with DeviceCalls() as calls:
         actual = with_(interpolate)(*arguments)
     torch.testing.assert_close(actual, with_(reference.simplex_interpolate)(*arguments))
-    assert counter.calls == 1
+    assert calls.ours() == {"simplex_interpolate": 1}
 
     def total(function: Interpolate) -> Callable[..., Tensor]:
         return lambda a, b, alpha: sum((r**2).sum() for r in function([a, b], alpha))
@@ -453,10 +427,10 @@ def test_nested_vmaps_are_one_call(name: str, num_points: int | None, device: st
     def gradients(function: Interpolate) -> Callable[..., tuple[Tensor, ...]]:
         return vmap(vmap(grad(total(function), argnums=(0, 1, 2)), in_dims=inner), in_dims=outer)
 
-    with CallCounter() as counter:
+    with DeviceCalls() as calls:
         actual = gradients(interpolate)(*arguments)
     torch.testing.assert_close(actual, gradients(reference.simplex_interpolate)(*arguments))
-    assert counter.calls == 3  # forward, endpoints' gradient, alpha's gradient
+    assert sum(calls.ours().values()) == 3  # forward, endpoints' gradient, alpha's gradient
 
 
 def test_gradients_of_a_batch_of_models() -> None:

@@ -8,9 +8,11 @@ import entmax
 import pytest
 import sparsemax
 import torch
+from accuracy import assert_as_accurate
 from cpu_capabilities import CAPABILITIES, run_tests_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operators._entry import randn
 from torch import Tensor
 
 import fedkern
@@ -23,11 +25,6 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # is not; a word of the support, and one element more; many words and a tail.
 LENGTHS = [1, 2, 10, 17, 31, 32, 33, 64, 65, 1000]
 LONG = 100_003  # several times any cache line, page or L1 cache; a prime
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
 def value_and_gradient(
@@ -186,18 +183,6 @@ def test_second_opinions(shape: tuple[int, ...]) -> None:
         expected = value_and_gradient(other, x, upstream=upstream)
         for a, e in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, e)
-
-
-def assert_as_accurate(kernel: Tensor, naive: Tensor, truth: Tensor, what: str) -> None:
-    """The kernel may err 1.5 times as much as plain PyTorch in its dtype, and 2 ulp more."""
-    ulp = torch.finfo(kernel.dtype).eps * float(truth.abs().max())
-    error, naive_error = (float((x.double() - truth).abs().max()) for x in (kernel, naive))
-    worst = int((kernel.double() - truth).abs().argmax())
-    assert error <= 1.5 * naive_error + 2 * ulp, (
-        f"{what}: kernel errs by {error:.3g}, plain PyTorch by {naive_error:.3g}, an ulp is "
-        f"{ulp:.3g}; at {worst} kernel {kernel.flatten()[worst]}, truth {truth.flatten()[worst]}, "
-        f"plain PyTorch {naive.flatten()[worst]}"
-    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)

@@ -77,6 +77,13 @@ def randn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Ten
     return torch.randn(shape, dtype=torch.float64, generator=generator(seed)).to(dtype)
 
 
+def with_one(value: float, *shape: int) -> Tensor:
+    """Random numbers, one of them this."""
+    numbers = randn(*shape)
+    numbers[shape[0] * 5 // 6, 1] = value
+    return numbers
+
+
 def labels(*shape: int, num_classes: int, seed: int = 1) -> Tensor:
     return torch.randint(num_classes, shape, generator=generator(seed))
 

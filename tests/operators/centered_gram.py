@@ -3,14 +3,7 @@
 import torch
 
 from fedkern.reference.simplex_assign_subregions import centered_gram
-from operators._entry import FLOATING, Operator, randn
-
-
-def with_one(value: float) -> torch.Tensor:
-    stats = randn(5, 7)
-    stats[3, 2] = value
-    return stats
-
+from operators._entry import FLOATING, Operator, randn, with_one
 
 CENTERED_GRAM = Operator(
     name="centered_gram",
@@ -33,7 +26,7 @@ CENTERED_GRAM = Operator(
     differentiable="it is not asked to be",
     vmap="the statistics of all clients are assigned at once",
     offset=0,
-    nonfinite=[(with_one(v),) for v in (torch.nan, torch.inf, -torch.inf)],
+    nonfinite=[(with_one(v, 5, 7),) for v in (torch.nan, torch.inf, -torch.inf)],
     bad_inputs=[
         (TypeError, "stats must be float32, float64, .*, got Long", (torch.ones(2, 3).long(),)),
         (ValueError, r"stats must have shape \(K, D\), got \[3\]", (torch.ones(3),)),

@@ -5,19 +5,13 @@ from torch import Tensor
 
 from fedkern import reference, simplex
 from fedkern.reference.simplex_assign_subregions import simplex_riesz_energy_by_size
-from operators._entry import FLOATING, Operator, randn
+from operators._entry import FLOATING, Operator, randn, with_one
 
 SQUARE = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
 
 
 def sizes(count: int) -> Tensor:
     return torch.linspace(1e-4, 1, count, dtype=torch.float64)
-
-
-def with_one(value: float) -> Tensor:
-    points = randn(40, 3)
-    points[33, 1] = value
-    return points
 
 
 SIMPLEX_RIESZ_ENERGY = Operator(
@@ -39,7 +33,7 @@ SIMPLEX_RIESZ_ENERGY = Operator(
     differentiable="it is not asked to be",
     vmap="points are given once; energies of many sets come from simplex_riesz_energy_by_size",
     offset="rounding makes neighbours of what an offset is added to",
-    nonfinite=[(with_one(v),) for v in (torch.nan, torch.inf, -torch.inf)],
+    nonfinite=[(with_one(v, 40, 3),) for v in (torch.nan, torch.inf, -torch.inf)],
     bad_inputs=[
         (TypeError, "points must be floating, got Long", (SQUARE.long(),)),
         (ValueError, r"shape \(K, M\) with K >= 2, got \[1, 2\]", (SQUARE[:1],)),
@@ -69,7 +63,7 @@ SIMPLEX_RIESZ_ENERGY_BY_SIZE = Operator(
     differentiable="it is not asked to be",
     vmap="the statistics of all clients are assigned at once",
     offset="what rounding does to a score with an offset is much on a small simplex",
-    nonfinite=[(with_one(v), sizes(2)) for v in (torch.nan, torch.inf, -torch.inf)],
+    nonfinite=[(with_one(v, 40, 3), sizes(2)) for v in (torch.nan, torch.inf, -torch.inf)],
     bad_inputs=[
         (TypeError, "scores and sizes must be float64, got Float", (SQUARE, sizes(2))),
         (ValueError, r"with K >= 2 and M >= 1, got \[4, 0\]", (DOUBLE[:, :0], sizes(2))),
