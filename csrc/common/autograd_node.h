@@ -23,6 +23,23 @@ auto make_node(Args&&... args) {
   }
 }
 
+// results[first + i] for the arguments i of a list that are wanted: one call of
+// compute(at::TensorList), which returns a result for each.
+template <typename Wanted, typename Compute>
+void compute_wanted(torch::autograd::variable_list& results, size_t first, at::TensorList arguments,
+                    const Wanted& wanted, const Compute& compute) {
+  std::vector<size_t> places;
+  std::vector<at::Tensor> chosen;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (!wanted(i)) continue;
+    places.push_back(first + i);
+    chosen.push_back(arguments[i]);
+  }
+  if (places.empty()) return;
+  std::vector<at::Tensor> computed = compute(chosen);
+  for (size_t k = 0; k < places.size(); ++k) results[places[k]] = std::move(computed[k]);
+}
+
 // A list of arguments that a node keeps, none of them its output.
 class SavedList {
  public:

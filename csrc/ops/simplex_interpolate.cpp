@@ -65,17 +65,12 @@ struct SimplexInterpolateBackward : ag::Node {
     const std::lock_guard<std::mutex> lock(mutex_);
     const size_t size = grads.size(), alpha = size;
     ag::variable_list result(size + 1);
-    std::vector<size_t> wanted;
-    std::vector<Tensor> upstream;
-    for (size_t i = 0; i < size; ++i) {
-      if (!grads[i].defined() || !task_should_compute_output(i)) continue;
-      wanted.push_back(i);
-      upstream.push_back(grads[i]);
-    }
-    if (!wanted.empty()) {
-      auto by_endpoints = simplex_endpoint_grads(upstream, alpha_.unpack(), grouped_);
-      for (size_t k = 0; k < wanted.size(); ++k) result[wanted[k]] = std::move(by_endpoints[k]);
-    }
+    compute_wanted(
+        result, 0, grads,
+        [&](size_t i) { return grads[i].defined() && task_should_compute_output(i); },
+        [&](TensorList upstream) {
+          return simplex_endpoint_grads(upstream, alpha_.unpack(), grouped_);
+        });
     if (task_should_compute_output(alpha)) {
       const std::vector<Tensor> endpoints = endpoints_.unpack();
       std::vector<Tensor> defined, their_endpoints;

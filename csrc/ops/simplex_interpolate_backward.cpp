@@ -55,28 +55,15 @@ struct SimplexInterpolateBackwardBackward : ag::Node {
     ag::variable_list result(2 * size_);
     const Tensor& v = upstream[0];  // of alpha's shape
     if (!v.defined()) return result;
-    fill(result, 0, endpoints_.unpack(),
-         [&](TensorList endpoints) { return call_simplex_interpolate(endpoints, v, grouped_); });
-    fill(result, size_, grads_.unpack(),
-         [&](TensorList grads) { return simplex_endpoint_grads(grads, v, grouped_); });
+    // The lists that are not kept are empty: nothing is wanted from them.
+    compute_wanted(
+        result, 0, endpoints_.unpack(), [&](size_t i) { return task_should_compute_output(i); },
+        [&](TensorList endpoints) { return call_simplex_interpolate(endpoints, v, grouped_); });
+    compute_wanted(
+        result, size_, grads_.unpack(),
+        [&](size_t i) { return task_should_compute_output(size_ + i); },
+        [&](TensorList grads) { return simplex_endpoint_grads(grads, v, grouped_); });
     return result;
-  }
-
- private:
-  // Results first, first + 1, ... that are wanted, each from its tensor of the list `from`.
-  template <typename Compute>
-  void fill(ag::variable_list& result, size_t first, const std::vector<Tensor>& from,
-            const Compute& compute) const {
-    std::vector<size_t> wanted;
-    std::vector<Tensor> arguments;
-    for (size_t i = 0; i < size_; ++i) {
-      if (!task_should_compute_output(first + i)) continue;
-      wanted.push_back(first + i);
-      arguments.push_back(from[i]);
-    }
-    if (wanted.empty()) return;
-    std::vector<Tensor> computed = compute(arguments);
-    for (size_t k = 0; k < wanted.size(); ++k) result[wanted[k]] = std::move(computed[k]);
   }
 };
 

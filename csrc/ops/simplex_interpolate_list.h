@@ -12,6 +12,7 @@
 
 #include <cstdint>
 
+#include "common/ceil_div.h"
 #include "common/macros.h"
 
 namespace fedkern {
@@ -21,6 +22,10 @@ struct SimplexRows {
   element_t* data;
   int64_t group_stride;
   int64_t row_stride;
+
+  FEDKERN_HOST_DEVICE element_t* at(int64_t group, int64_t row, int64_t element) const {
+    return data + group * group_stride + row * row_stride + element;
+  }
 };
 
 template <typename scalar_t, typename point_t>
@@ -30,7 +35,5 @@ struct SimplexTensor {
   int64_t size;       // N, at least 1
   int64_t last_task;  // one behind this tensor's tasks; the first is the last_task before
 };
-
-FEDKERN_HOST_DEVICE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace fedkern

@@ -48,16 +48,21 @@ inline c10::SymDimVector support_shape(const at::Tensor& x, int64_t dim) {
   return shape;
 }
 
+// What holds for the rows of either operator, `op`; returns `dim`, not negative.
+inline int64_t check_simplex_rows(const char* op, const char* name, const at::Tensor& rows,
+                                  int64_t dim) {
+  TORCH_CHECK_TYPE(is_supported(rows.scalar_type()), op, ": ", name,
+                   " must be float32, float64, bfloat16 or float16, got ", rows.scalar_type());
+  TORCH_CHECK_VALUE(rows.dim() >= 1, op, ": ", name, " must have rows, got shape []");
+  TORCH_CHECK_INDEX(dim >= -rows.dim() && dim < rows.dim(), op, ": dim must be in [", -rows.dim(),
+                    ", ", rows.dim(), "), got ", dim);
+  return dim < 0 ? dim + rows.dim() : dim;
+}
+
 // Every backend's first line; returns `dim`, not negative. Shapes may be symbolic; the contents of
 // tensors are not looked at.
 inline int64_t check_simplex_project(const at::Tensor& x, const at::Tensor& z, int64_t dim) {
-  TORCH_CHECK_TYPE(is_supported(x.scalar_type()),
-                   "simplex_project: x must be float32, float64, bfloat16 or float16, got ",
-                   x.scalar_type());
-  TORCH_CHECK_VALUE(x.dim() >= 1, "simplex_project: x must have rows, got shape []");
-  TORCH_CHECK_INDEX(dim >= -x.dim() && dim < x.dim(), "simplex_project: dim must be in [", -x.dim(),
-                    ", ", x.dim(), "), got ", dim);
-  if (dim < 0) dim += x.dim();
+  dim = check_simplex_rows("simplex_project", "x", x, dim);
   TORCH_CHECK_VALUE(x.sym_size(dim) >= 1,
                     "simplex_project: x must have at least one element in dimension ", dim,
                     ", got shape ", x.sym_sizes());

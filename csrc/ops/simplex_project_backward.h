@@ -31,15 +31,7 @@ void set_projection_history(const at::Tensor& result, const at::Tensor& source,
 // Every backend's first line; returns `dim`, not negative.
 inline int64_t check_simplex_project_backward(const at::Tensor& grad, const at::Tensor& support,
                                               int64_t dim) {
-  TORCH_CHECK_TYPE(is_supported(grad.scalar_type()),
-                   "simplex_project_backward: grad must be float32, float64, bfloat16 or float16, "
-                   "got ",
-                   grad.scalar_type());
-  TORCH_CHECK_VALUE(grad.dim() >= 1, "simplex_project_backward: grad must have rows, got shape []");
-  TORCH_CHECK_INDEX(dim >= -grad.dim() && dim < grad.dim(),
-                    "simplex_project_backward: dim must be in [", -grad.dim(), ", ", grad.dim(),
-                    "), got ", dim);
-  if (dim < 0) dim += grad.dim();
+  dim = check_simplex_rows("simplex_project_backward", "grad", grad, dim);
   TORCH_CHECK_TYPE(support.scalar_type() == at::kByte,
                    "simplex_project_backward: support must be uint8, got ", support.scalar_type());
   const c10::SymDimVector expected = support_shape(grad, dim);

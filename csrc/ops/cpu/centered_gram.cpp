@@ -7,13 +7,12 @@
 #include <algorithm>
 #include <vector>
 
+#include "common/ceil_div.h"
 #include "common/cpu_buffer.h"
 #include "ops/cpu/centered_gram_kernel.h"
 
 namespace fedkern {
 namespace {
-
-int64_t divide_up(int64_t size, int64_t by) { return (size + by - 1) / by; }
 
 // Part `index` of `parts` nearly equal ones of [0, size).
 Range part_of(int64_t size, int64_t parts, int64_t index) {
@@ -26,7 +25,7 @@ struct BlockPair {
 };
 
 std::vector<BlockPair> block_pairs(int64_t num_rows) {
-  const int64_t blocks = divide_up(num_rows, kMostBlockRows);
+  const int64_t blocks = ceil_div(num_rows, kMostBlockRows);
   std::vector<BlockPair> pairs;
   for (int64_t i = 0; i < blocks; ++i) {
     for (int64_t j = i; j < blocks; ++j) {
@@ -44,7 +43,7 @@ template <typename T>
 void run(const CenteredGramKernels<T>& kernels, const at::Tensor& stats, at::Tensor& gram) {
   const int64_t num_rows = stats.size(0), num_columns = stats.size(1);
   const T* const data = stats.const_data_ptr<T>();
-  const int64_t pieces = divide_up(num_columns, kPieceColumns);
+  const int64_t pieces = ceil_div(num_columns, kPieceColumns);
   CpuBuffer<double, 64> means(num_columns);
   at::parallel_for(0, pieces, 1, [&](int64_t begin, int64_t end) {
     const Range columns{begin * kPieceColumns, std::min(end * kPieceColumns, num_columns)};
@@ -54,7 +53,7 @@ void run(const CenteredGramKernels<T>& kernels, const at::Tensor& stats, at::Ten
   const std::vector<BlockPair> pairs = block_pairs(num_rows);
   const auto num_pairs = static_cast<int64_t>(pairs.size());
   const int64_t parts =
-      std::clamp<int64_t>(divide_up(kLeastTasks, num_pairs), 1, std::max<int64_t>(pieces, 1));
+      std::clamp<int64_t>(ceil_div(kLeastTasks, num_pairs), 1, std::max<int64_t>(pieces, 1));
   // Of the columns' parts, the first one's products go to the result.
   const at::Tensor workspace = at::empty({parts - 1, num_rows, num_rows}, gram.options());
   double* const result = gram.mutable_data_ptr<double>();

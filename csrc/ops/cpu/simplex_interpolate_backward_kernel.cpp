@@ -105,9 +105,9 @@ void run(const SimplexInterpolateBackwardArguments<scalar_t>& arguments, int64_t
                             int64_t size) {
     const auto& from = tensor.endpoints;
     const auto& grads = tensor.points;
-    const Piece<scalar_t> piece{from.data + group * from.group_stride + first,
+    const Piece<scalar_t> piece{from.at(group, 0, first),
                                 from.row_stride,
-                                grads.data + group * grads.group_stride + first,
+                                grads.at(group, 0, first),
                                 grads.row_stride,
                                 num_points,
                                 num_endpoints,

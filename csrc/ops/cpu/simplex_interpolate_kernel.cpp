@@ -83,9 +83,9 @@ void run(const SimplexInterpolateArguments<scalar_t>& arguments, int64_t begin, 
                             int64_t size) {
     const auto& from = tensor.endpoints;
     const auto& to = tensor.points;
-    const Piece<scalar_t> piece{from.data + group * from.group_stride + first,
+    const Piece<scalar_t> piece{from.at(group, 0, first),
                                 from.row_stride,
-                                to.data + group * to.group_stride + first,
+                                to.at(group, 0, first),
                                 to.row_stride,
                                 arguments.alpha + group * num_points * num_endpoints,
                                 num_points,

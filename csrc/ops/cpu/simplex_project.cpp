@@ -1,14 +1,11 @@
 #include "ops/simplex_project.h"
 
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <tuple>
 
-#include "common/cpu_buffer.h"
 #include "ops/cpu/simplex_project_kernel.h"
-#include "ops/cpu/simplex_project_scratch.h"
+#include "ops/cpu/simplex_project_threads.h"
 
 namespace fedkern {
 namespace {
@@ -26,7 +23,6 @@ void check_each(const RowZ<T>& z, int64_t rows) {
 template <typename scalar_t>
 void project(const at::Tensor& rows, const at::Tensor& result, const at::Tensor& support,
              const RowZ<accumulate_t<scalar_t>>& z) {
-  using T = accumulate_t<scalar_t>;
   const int64_t length = rows.size(-1), count = rows.numel() / length;
   check_each(z, count);
   SimplexProjectArguments<scalar_t> arguments{};
@@ -36,12 +32,7 @@ void project(const at::Tensor& rows, const at::Tensor& result, const at::Tensor&
   arguments.result = result.mutable_data_ptr<scalar_t>();
   arguments.support = support.mutable_data_ptr<uint8_t>();
   const auto run = std::get<SimplexProjectRun<scalar_t>>(simplex_project_kernels());
-  // the least elements that are worth waking another thread for
-  const int64_t grain = std::max<int64_t>(1, 32768 / length);
-  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-    CpuBuffer<T, 1> scratch(scratch_size<scalar_t>(length));
-    run(arguments, begin, end, scratch.data());
-  });
+  run_on_threads<scalar_t>(run, arguments, count);
 }
 
 std::tuple<at::Tensor, at::Tensor> simplex_project(const at::Tensor& x, const at::Tensor& z,

@@ -71,9 +71,12 @@ using Squares = Vector<T>[kRows<T>];
 // Of rows next to each other and kVectors vectors next to each other, squares[vector][row]. rows,
 // columns: coordinate 0 of the first points i and k.
 template <int kVectors, typename T>
-FEDKERN_ALWAYS_INLINE void add_squares(const T* rows, const T* columns, int64_t dimensions,
-                                       Squares<T> (&squares)[kVectors]) {
+FEDKERN_ALWAYS_INLINE void find_squares(const T* rows, const T* columns, int64_t dimensions,
+                                        Squares<T> (&squares)[kVectors]) {
   using V = Vector<T>;
+  for (auto& of_vector : squares) {
+    for (V& square : of_vector) square = V(T(0));
+  }
   for (int64_t n = 0; n < dimensions * kTilePlaces; n += kTilePlaces) {
     V column[kVectors];
     for (int v = 0; v < kVectors; ++v) column[v] = V::loadu(columns + n + v * V::size());
@@ -96,8 +99,11 @@ constexpr int kTurns = (kMostTurns<T> + kRows<T> - 1) / kRows<T>;
 // Of the points of a vector with each other: of each with that t + 1 places on in square t,
 // counted through.
 template <typename T>
-FEDKERN_ALWAYS_INLINE void add_squares_within(const T* columns, int64_t dimensions,
-                                              Squares<T> (&squares)[kTurns<T>]) {
+FEDKERN_ALWAYS_INLINE void find_squares_within(const T* columns, int64_t dimensions,
+                                               Squares<T> (&squares)[kTurns<T>]) {
+  for (auto& of_turn : squares) {
+    for (auto& square : of_turn) square = Vector<T>(T(0));
+  }
   for (int64_t n = 0; n < dimensions * kTilePlaces; n += kTilePlaces) {
     const auto column = Vector<T>::loadu(columns + n);
     unrolled<kMostTurns<T>>([&](auto t) {
@@ -129,10 +135,7 @@ FEDKERN_ALWAYS_INLINE double sum_over_pairs(const T* tiles, int64_t num_points, 
     V sum(T(0));
     const auto add = [&](int64_t k, auto vectors) {
       Squares<T> squares[vectors];
-      for (auto& of_vector : squares) {
-        for (V& square : of_vector) square = V(T(0));
-      }
-      add_squares(rows, columns + k, dimensions, squares);
+      find_squares(rows, columns + k, dimensions, squares);
       for (auto& of_vector : squares) {
         if constexpr (may_be_no_points) {
           for (int row = 0; row < first - i; ++row) of_vector[row] = V(far);
@@ -155,10 +158,7 @@ FEDKERN_ALWAYS_INLINE double sum_over_pairs(const T* tiles, int64_t num_points, 
   const V lanes = V::loadu(lane);
   for (int64_t k = begin < first ? first / kStep * kStep : begin; k < end; k += kStep) {
     Squares<T> squares[kTurns<T>];
-    for (auto& of_turn : squares) {
-      for (V& square : of_turn) square = V(T(0));
-    }
-    add_squares_within(columns + k, dimensions, squares);
+    find_squares_within(columns + k, dimensions, squares);
     unrolled<kTurns<T> * kRows<T>>([&](auto t) {
       V& square = squares[t / kRows<T>][t % kRows<T>];
       if constexpr (t >= kMostTurns<T>) square = V(far);

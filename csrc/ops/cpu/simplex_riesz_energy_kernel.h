@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "common/ceil_div.h"
 #include "common/cpu_capability.h"
 
 namespace fedkern {
@@ -19,7 +20,7 @@ inline int64_t padding(int64_t num_points) {
 inline int64_t num_places(int64_t num_points) { return padding(num_points) + num_points; }
 
 inline int64_t num_tiles(int64_t num_points) {
-  return (num_places(num_points) + kTilePlaces - 1) / kTilePlaces;
+  return ceil_div(num_places(num_points), kTilePlaces);
 }
 
 inline int64_t tiles_size(int64_t num_points, int64_t dimensions) {

@@ -16,13 +16,12 @@
 #include <algorithm>
 #include <optional>
 
+#include "common/ceil_div.h"
 #include "ops/cuda/calibrated_ce_registers.cuh"
 #include "ops/cuda/calibrated_ce_walk.cuh"
 
 namespace fedkern {
 namespace {
-
-int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int multiprocessors() {
   int device = 0, count = 1;
@@ -51,7 +50,7 @@ int resident_blocks() {
 // possible.
 int64_t blocks_for(int64_t groups, int64_t steps, int64_t resident) {
   const int64_t most = std::min(steps, std::max<int64_t>(1, resident / groups));
-  return divided_up(steps, divided_up(steps, most));
+  return ceil_div(steps, ceil_div(steps, most));
 }
 
 // The distance of a group's rows, if it is the same for all.
@@ -123,7 +122,7 @@ Plan<T> choose_plan(const CalibratedCECudaArguments<scalar_t>& arguments) {
   plan.adjacent_rows = has_adjacent_rows(arguments.logits_layout, num_classes);
   plan.label_parts = 1;
   plan.row_parts = 1;
-  plan.counts_stride = divided_up(num_classes, 32) * 32;
+  plan.counts_stride = ceil_div(num_classes, 32) * 32;
 
   if (rows == 0 || (num_classes <= kOneBlockClasses && rows * num_classes <= kOneBlockElements)) {
     plan.path = Path::kOneBlock;
@@ -138,18 +137,18 @@ Plan<T> choose_plan(const CalibratedCECudaArguments<scalar_t>& arguments) {
     plan.label_parts = std::clamp<int64_t>(
         rows / kPartLabels, 1, std::clamp<int64_t>(2 * kPartLabels / num_classes, 1, 256));
   }
-  plan.class_ranges = divided_up(num_classes, kRangeClasses);
+  plan.class_ranges = ceil_div(num_classes, kRangeClasses);
   if (!fits_registers(arguments, plan)) {
     plan.path = Path::kWalk;
     plan.team =
         walk_team(arguments.groups * rows, num_classes, plan.adjacent_rows, processors * 1024);
-    plan.blocks = blocks_for(arguments.groups, divided_up(rows, kWalkThreads / plan.team),
+    plan.blocks = blocks_for(arguments.groups, ceil_div(rows, kWalkThreads / plan.team),
                              processors * resident_blocks<run_walk<scalar_t, T>, kWalkThreads>());
     return plan;
   }
   if (num_classes > 2 * kPartClasses && arguments.groups * rows * 2 <= processors) {
     plan.path = Path::kParts;
-    plan.row_parts = divided_up(num_classes, kPartClasses);
+    plan.row_parts = ceil_div(num_classes, kPartClasses);
     plan.class_ranges = plan.row_parts;
     plan.blocks = rows;
     return plan;
@@ -159,7 +158,7 @@ Plan<T> choose_plan(const CalibratedCECudaArguments<scalar_t>& arguments) {
     using Shape = TeamShape<scalar_t, team>;
     plan.team = team;
     plan.blocks =
-        blocks_for(arguments.groups, divided_up(rows, Shape::kThreads / team),
+        blocks_for(arguments.groups, ceil_div(rows, Shape::kThreads / team),
                    processors * resident_blocks<run_teams<scalar_t, team, T>, Shape::kThreads>());
   });
   return plan;

@@ -90,14 +90,13 @@ __global__ void __launch_bounds__(kThreads)
 
     const auto &grads = tensor.points, &from = tensor.endpoints;
     const int64_t first = piece * kPiece<scalar_t>;
-    const Task<scalar_t> task{
-        grads.data + group * grads.group_stride + point * grads.row_stride + first,
-        grads.row_stride,
-        from.data + group * from.group_stride + endpoint * from.row_stride + first,
-        from.row_stride,
-        static_cast<int>(min(num_points - point, int64_t{kPoints})),
-        static_cast<int>(min(num_endpoints - endpoint, int64_t{kEndpoints})),
-        min(tensor.size - first, kPiece<scalar_t>)};
+    const Task<scalar_t> task{grads.at(group, point, first),
+                              grads.row_stride,
+                              from.at(group, endpoint, first),
+                              from.row_stride,
+                              static_cast<int>(min(num_points - point, int64_t{kPoints})),
+                              static_cast<int>(min(num_endpoints - endpoint, int64_t{kEndpoints})),
+                              min(tensor.size - first, kPiece<scalar_t>)};
     double sums[kPoints][kEndpoints] = {};
     if (fits_vectors(grads) && fits_vectors(from)) {
       multiply_shares<true>(task, sums);

@@ -80,9 +80,8 @@ __global__ void __launch_bounds__(kThreads)
       if (left <= 0) return;
       const auto& from = tensor.endpoints;
       const auto& to = tensor.points;
-      const Share<scalar_t> share{from.data + group * from.group_stride + first, from.row_stride,
-                                  to.data + group * to.group_stride + point * to.row_stride + first,
-                                  to.row_stride, left};
+      const Share<scalar_t> share{from.at(group, 0, first), from.row_stride,
+                                  to.at(group, point, first), to.row_stride, left};
       interpolate_share<kVectors, kPoints>(share, weights, points, num_endpoints);
     };
     if (fits_vectors(tensor.endpoints) && fits_vectors(tensor.points)) {

@@ -10,6 +10,7 @@
 // Bytes: x read twice (then from the caches), and once more where candidates are; the result
 // written once.
 
+#include "common/ceil_div.h"
 #include "common/sorting_network.h"
 #include "ops/cuda/simplex_project_kernel.h"
 #include "ops/cuda/simplex_project_rows.cuh"
@@ -202,7 +203,7 @@ __global__ void __launch_bounds__(Team::kThreads)
 
 template <int kSize, typename scalar_t>
 void launch_sorted(const SimplexProjectCudaArguments<scalar_t>& arguments, cudaStream_t stream) {
-  const int64_t blocks = (arguments.rows + kSortedRows - 1) / kSortedRows;
+  const int64_t blocks = ceil_div(arguments.rows, kSortedRows);
   const size_t shared = kSortedRows * (arguments.length | 1) * sizeof(accumulate_t<scalar_t>);
   FEDKERN_LAUNCH((project_sorted_rows<scalar_t, kSize>), grid_size(blocks), kSortedRows, shared,
                  stream, arguments);

@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "common/ceil_div.h"
 #include "common/cuda_launch.h"
 #include "common/cuda_reduce.cuh"
 #include "ops/cuda/simplex_riesz_energy_kernel.h"
@@ -50,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) sum_pairs(const Arguments arguments)
   __shared__ T of_rows[kChunk][kRows];
   __shared__ T of_columns[kChunk][kThreads];
   __shared__ double tau_of_rows[kRows];
-  const int64_t blocks = (arguments.num_points + kThreads - 1) / kThreads;
+  const int64_t blocks = ceil_div(arguments.num_points, kThreads);
   for (int64_t task = blockIdx.x; task < arguments.num_sets * blocks; task += gridDim.x) {
     const int64_t set = task / blocks;
     if (arguments.wanted && !arguments.wanted[set]) continue;
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(kThreads) sum_pairs(const Arguments arguments)
 // ---- sets --------------------------------------------------------------------------------------
 
 __global__ void __launch_bounds__(kThreads) sum_parts(const Arguments arguments) {
-  const int64_t blocks = (arguments.num_points + kThreads - 1) / kThreads;
+  const int64_t blocks = ceil_div(arguments.num_points, kThreads);
   const double points = static_cast<double>(arguments.num_points);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t set = blockIdx.x * int64_t{kThreads} + threadIdx.x; set < arguments.num_sets;
@@ -129,9 +130,7 @@ __global__ void __launch_bounds__(kThreads) sum_parts(const Arguments arguments)
 
 }  // namespace
 
-int64_t simplex_riesz_energy_parts(int64_t num_points) {
-  return (num_points + kThreads - 1) / kThreads;
-}
+int64_t simplex_riesz_energy_parts(int64_t num_points) { return ceil_div(num_points, kThreads); }
 
 cudaError_t simplex_riesz_energy_cuda(const SimplexRieszEnergyArguments& arguments,
                                       cudaStream_t stream) {
@@ -142,7 +141,7 @@ cudaError_t simplex_riesz_energy_cuda(const SimplexRieszEnergyArguments& argumen
                                                  : sum_pairs<double, false>;
   FEDKERN_LAUNCH(kernel, grid_size(blocks), kThreads, 0, stream, arguments);
   if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
-  const int64_t set_blocks = (arguments.num_sets + kThreads - 1) / kThreads;
+  const int64_t set_blocks = ceil_div(arguments.num_sets, kThreads);
   FEDKERN_LAUNCH(sum_parts, grid_size(set_blocks), kThreads, 0, stream, arguments);
   return cudaGetLastError();
 }

@@ -2,6 +2,7 @@
 // a centre's points. Its first thread makes the centre's plan, in shared memory where that is small
 // enough; then tiles are drawn as in simplex_sample_kernel.cu.
 
+#include "common/ceil_div.h"
 #include "common/cuda_launch.h"
 #include "ops/cuda/simplex_sample_ball_kernel.h"
 #include "ops/cuda/simplex_sample_tile.cuh"
@@ -24,9 +25,9 @@ struct Cut {
 
 Cut cut_of(int64_t size, int64_t centers, int64_t num_samples, int64_t element_bytes) {
   Cut cut{};
-  const int64_t tiles = centers * ((num_samples + kTilePoints - 1) / kTilePoints);
+  const int64_t tiles = centers * ceil_div(num_samples, kTilePoints);
   cut.part = ((tiles - 1) / kWantedBlocks + 1) * kTilePoints;
-  cut.parts = (num_samples + cut.part - 1) / cut.part;
+  cut.parts = ceil_div(num_samples, cut.part);
   cut.plan_bytes = (size * (element_bytes + 12) + 15) / 16 * 16;
   const int64_t tile_bytes = kTilePoints * size * element_bytes;
   cut.plan_shared = cut.plan_bytes <= kMostSharedBytes;
