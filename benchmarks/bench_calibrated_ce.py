@@ -121,15 +121,18 @@ def times_on_one_thread(variants: list[str], shape: Shape, dtype: torch.dtype) -
         return timing.interleaved(steps_of(variants, shape, dtype, "cpu"), timing.wall_clock)
 
 
-@by_dtype
-def test_forward_backward_huge_pages(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large gradients are paid for in page faults: here every variant gets huge pages.
-
-    glibc reads its tunables when a process starts, so this is one of its own.
-    """
+@pytest.fixture
+def huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New processes get huge pages. glibc reads its tunables when a process starts."""
     if reason := no_huge_pages():
         pytest.skip(reason)
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+
+
+@pytest.mark.usefixtures("huge_pages")
+@by_dtype
+def test_forward_backward_huge_pages(dtype: torch.dtype) -> None:
+    """Large gradients are paid for in page faults: here every variant gets huge pages."""
     times = timing.in_fresh_process(times_on_one_thread, PAIR, BIG_SHAPE, dtype)
     setting = setting_of("forward_backward", BIG_SHAPE, dtype, "cpu", threads=1, huge_pages=True)
     timing.report("calibrated_ce", setting, times)
@@ -150,15 +153,10 @@ def times_of_parts(shape: Shape, dtype: torch.dtype) -> timing.Times:
         return timing.interleaved(steps, timing.wall_clock)
 
 
+@pytest.mark.usefixtures("huge_pages")
 @by_dtype
-def test_parts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the time of a large step goes: the loss without gradient, and memory alone.
-
-    Huge pages for all, as above.
-    """
-    if reason := no_huge_pages():
-        pytest.skip(reason)
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+def test_parts(dtype: torch.dtype) -> None:
+    """Where the time of a large step goes: the loss without gradient, and memory alone."""
     times = timing.in_fresh_process(times_of_parts, BIG_SHAPE, dtype)
     setting = setting_of("parts", BIG_SHAPE, dtype, "cpu", threads=1, huge_pages=True)
     timing.report("calibrated_ce", setting, times)

@@ -57,11 +57,10 @@ def _refined(stats: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
     One more product with the rows brings the space of the eigenvectors nearer, and the small
     decomposition of what it projects the rows to separates the components.
     """
-    columns = torch.arange(stats.shape[1], device=stats.device)
-    directions, _ = torch.linalg.qr(_loadings(stats, left, columns).mT)
+    directions, _ = torch.linalg.qr(_loadings(stats, left).mT)
     projected = torch.zeros_like(left)
-    for piece, rows in _centered_pieces(stats, columns):
-        projected.addmm_(rows, directions[piece])
+    for columns, rows in _centered_pieces(stats):
+        projected.addmm_(rows, directions[columns])
     left, singular_values, _ = torch.linalg.svd(projected, full_matrices=False)
     return singular_values.square(), left
 
@@ -73,7 +72,7 @@ def _signs(stats: Tensor, left: Tensor, significant: Tensor) -> Tensor:
     """
     wanted = _may_hold_largest_loading(stats, left, significant)
     wanted[0] = True  # so that there is a column
-    loadings = _loadings(stats, left, wanted.nonzero()[:, 0])
+    loadings = _loadings(stats[:, wanted], left)
     largest = loadings.gather(1, loadings.abs().argmax(1, keepdim=True))[:, 0]
     return torch.where(largest < 0, -1.0, 1.0)
 
@@ -105,19 +104,18 @@ def _float32_products_are_exact() -> bool:
         return False
 
 
-def _loadings(stats: Tensor, left: Tensor, columns: Tensor) -> Tensor:
-    """The loadings [M, len(columns)] of some columns, each as long as its singular value."""
-    pieces = [left.mT @ rows for _, rows in _centered_pieces(stats, columns)]
-    return torch.cat(pieces, dim=1)
+def _loadings(stats: Tensor, left: Tensor) -> Tensor:
+    """The components' loadings [M, D], each as long as its singular value."""
+    return torch.cat([left.mT @ rows for _, rows in _centered_pieces(stats)], dim=1)
 
 
-def _centered_pieces(stats: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def _centered_pieces(stats: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Columns of the statistics less their mean, some at a time in float64, and which these are."""
     width = max(LEAST_COLUMNS, PIECE_NUMBERS // len(stats))
-    for begin in range(0, len(columns), width):
-        piece = slice(begin, begin + width)
-        rows = stats[:, columns[piece]].double()
-        yield piece, rows - rows.mean(0)
+    for begin in range(0, stats.shape[1], width):
+        columns = slice(begin, begin + width)
+        rows = stats[:, columns].double()
+        yield columns, rows - rows.mean(0)
 
 
 # ---- eigenvectors -------------------------------------------------------------------------------
