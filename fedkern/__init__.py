@@ -8,7 +8,7 @@ federated models; `fedkern --help` does so from the command line.
 Importing fedkern loads its compiled operators (`torch.ops.fedkern`). It does not initialise CUDA.
 """
 
-from fedkern import simplex
+from fedkern import nn, simplex
 from fedkern._library import __version__, build_info
 from fedkern.losses import CalibratedCrossEntropyLoss, calibrated_ce, class_counts
 
@@ -18,5 +18,6 @@ __all__ = [
     "build_info",
     "calibrated_ce",
     "class_counts",
+    "nn",
     "simplex",
 ]
