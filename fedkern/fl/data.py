@@ -6,6 +6,10 @@ are. `load_dataset` reads
 - ``digits``: the UCI handwritten digits (8x8), which come with fedkern and need no download;
 - ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``svhn``: torchvision's copies
   (CIFAR-10 also from ``DATA_ROOT/cifar10.npz``, as a file of your own);
+- ``femnist``: handwritten characters by writer, from LEAF's JSON files in
+  ``DATA_ROOT/femnist/train`` and ``DATA_ROOT/femnist/test``;
+- ``tiny-imagenet``: 200 classes of 64x64 images, from ``DATA_ROOT/tiny-imagenet-200`` as it is
+  published;
 - a path ending in ``.npz``: your own arrays x_train, y_train, x_test, y_test.
 """
 
@@ -14,7 +18,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -24,6 +28,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, unknown_name
+from .folders import FEMNIST_CLASSES, read_femnist, read_tiny_imagenet
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,10 @@ class Dataset:
         name: what it is called in reports.
         x_train, x_test: float32, images [n, channels, height, width] or features [n, d].
         y_train, y_test: class indices, int64 [n], in [0, num_classes).
-        num_classes: one more than the largest training label.
+        num_classes: how many classes there are, whether or not all of them occur.
+        train_writers, test_writers: who wrote each sample, int64 [n], where the data say so
+            (FEMNIST), else None. A writer is the place among the writers with training samples in
+            order of their names; -1 is a writer of test samples alone.
     """
 
     name: str
@@ -43,6 +51,8 @@ class Dataset:
     x_test: Tensor
     y_test: Tensor
     num_classes: int
+    train_writers: Tensor | None = None
+    test_writers: Tensor | None = None
 
     @property
     def sample_shape(self) -> torch.Size:
@@ -51,23 +61,55 @@ class Dataset:
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same data set with all tensors on `device`."""
-        moved = {
-            key: getattr(self, key).to(device) for key in ("x_train", "y_train", "x_test", "y_test")
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {
+            key: value.to(device) for key, value in values.items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
 
+    def normalized(self) -> Dataset:
+        """The same data set with inputs of mean 0 and standard deviation 1.
+
+        Mean and standard deviation (over n, not n - 1) are those of each channel of the training
+        images, or of each training feature; the test inputs are shifted and scaled by the same
+        numbers. What is constant in training is only shifted.
+        """
+        x = self.x_train
+        dims = [dim for dim in range(x.ndim) if dim != 1]
+        values = x.numel() // x.shape[1]
+
+        def mean(of: Callable[[Tensor], Tensor]) -> Tensor:
+            # Part by part: all inputs in float64 would take twice their memory.
+            sums = [of(part.double()).sum(dims, keepdim=True) for part in torch.split(x, 1024)]
+            return torch.stack(sums).sum(0) / values
+
+        center = mean(lambda part: part)
+        deviation = mean(lambda part: (part - center).square()).sqrt()
+        constant = x.amin(dims, keepdim=True) == x.amax(dims, keepdim=True)
+        shift, scale = center.float(), deviation.masked_fill(constant, 1).float()
+        x_train, x_test = ((inputs - shift).div_(scale) for inputs in (x, self.x_test))
+        return replace(self, x_train=x_train, x_test=x_test)
+
     @classmethod
     def from_arrays(
-        cls, name: str, x_train: Any, y_train: Any, x_test: Any, y_test: Any
+        cls,
+        name: str,
+        x_train: Any,
+        y_train: Any,
+        x_test: Any,
+        y_test: Any,
+        num_classes: int | None = None,
     ) -> Dataset:
         """Checks and converts arrays (NumPy, or anything NumPy takes for one).
 
         Args:
             name: what the data set is called in reports and errors.
             x_train, x_test: images [n, height, width] or [n, height, width, channels], or
-                features [n, d]; uint8 is divided by 255, floating point is taken as it is.
-            y_train, y_test: class indices, integers [n]. Test labels must be below
-                ``y_train.max() + 1``; the training labels need not fill that range.
+                features [n, d]; uint8 is divided by 255, floating point is taken as it is, without
+                a copy if it is float32 features or grey images.
+            y_train, y_test: class indices, integers [n], below `num_classes`; they need not fill
+                that range.
+            num_classes: how many classes there are; ``y_train.max() + 1`` if None.
 
         Raises:
             ConfigError: which array is not like that, and how.
@@ -81,17 +123,19 @@ class Dataset:
             )
         train_labels = _labels(name, "y_train", np.asarray(y_train), len(train_inputs))
         test_labels = _labels(name, "y_test", np.asarray(y_test), len(test_inputs))
-        num_classes = int(train_labels.max()) + 1
-        if num_classes > len(train_labels):  # most classes would have no sample
-            raise ConfigError(
-                f"dataset: {name}: wanted y_train of class indices 0, 1, ... below the number of "
-                f"samples, {len(train_labels)}, got {num_classes - 1}"
-            )
-        if int(test_labels.max()) >= num_classes:
-            raise ConfigError(
-                f"dataset: {name}: wanted y_test below {num_classes} (y_train's largest label + "
-                f"1), got {int(test_labels.max())}"
-            )
+        if num_classes is None:
+            num_classes = int(train_labels.max()) + 1
+            if num_classes > len(train_labels):  # most classes would have no sample
+                raise ConfigError(
+                    f"dataset: {name}: wanted y_train of class indices 0, 1, ... below the number "
+                    f"of samples, {len(train_labels)}, got {num_classes - 1}"
+                )
+        for key, labels in (("y_train", train_labels), ("y_test", test_labels)):
+            if int(labels.max()) >= num_classes:
+                raise ConfigError(
+                    f"dataset: {name}: wanted {key} below {num_classes} (num_classes, else "
+                    f"y_train's largest label + 1), got {int(labels.max())}"
+                )
         return cls(name, train_inputs, train_labels, test_inputs, test_labels, num_classes)
 
 
@@ -107,8 +151,8 @@ def load_dataset(
 
     Args:
         name: a name from `DATASETS`, or the path of an ``.npz`` file.
-        data_root: folder of torchvision's data sets; `default_data_root()` if None.
-        download: let torchvision download what is missing into `data_root`.
+        data_root: folder of the data sets; `default_data_root()` if None.
+        download: let torchvision download what is missing of its data sets into `data_root`.
 
     Raises:
         ConfigError: an unknown name, data that is not there, or arrays that do not fit.
@@ -117,9 +161,13 @@ def load_dataset(
         return _read_npz(name, Path(__file__).parent.parent / "data" / "digits.npz")
     if name.endswith(".npz"):
         return _read_npz(name, Path(name))
-    if name not in _TORCHVISION:
+    if name not in DATASETS:
         raise unknown_name("dataset", name, [*DATASETS, "PATH.npz"])
     root = default_data_root() if data_root is None else Path(data_root)
+    if name == "femnist":
+        return _read_femnist(root)
+    if name == "tiny-imagenet":
+        return Dataset.from_arrays(name, *read_tiny_imagenet(root))
     if name == "cifar10" and not (root / "cifar-10-batches-py").is_dir():
         archive = root / "cifar10.npz"
         if archive.is_file():
@@ -151,6 +199,18 @@ def _read_npz(name: str, path: Path) -> Dataset:
             f"dataset: {path}: wanted an .npz archive of plain arrays, got: {reason}"
         ) from error
     return Dataset.from_arrays(name, *arrays)
+
+
+def _read_femnist(root: Path) -> Dataset:
+    train, test = read_femnist(root)
+    dataset = Dataset.from_arrays(
+        "femnist", train.inputs, train.labels, test.inputs, test.labels, FEMNIST_CLASSES
+    )
+    return replace(
+        dataset,
+        train_writers=torch.from_numpy(train.writers),
+        test_writers=torch.from_numpy(test.writers),
+    )
 
 
 def _read_torchvision(name: str, root: Path, download: bool) -> Dataset:
@@ -195,7 +255,7 @@ _TORCHVISION = {
     "mnist": _reader("MNIST"),
     "svhn": _read_svhn,
 }
-DATASETS = ("digits", *_TORCHVISION)
+DATASETS = ("digits", *_TORCHVISION, "femnist", "tiny-imagenet")
 
 
 def _inputs(name: str, key: str, array: np.ndarray[Any, Any]) -> Tensor:
@@ -205,17 +265,17 @@ def _inputs(name: str, key: str, array: np.ndarray[Any, Any]) -> Tensor:
             f"dataset: {name}: wanted {key} of shape [n, d], [n, height, width] or "
             f"[n, height, width, channels] with n > 0, got {list(array.shape)}"
         )
-    if array.dtype == np.uint8:
-        inputs = torch.from_numpy(np.ascontiguousarray(array)).float().div_(255)
-    elif np.issubdtype(array.dtype, np.floating):
-        inputs = torch.from_numpy(array.astype(np.float32))
-        if not bool(inputs.isfinite().all()):
-            raise ConfigError(f"dataset: {name}: wanted finite {key}, got nan or infinity")
-    else:
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise ConfigError(f"dataset: {name}: wanted {key} uint8 or floating, got {array.dtype}")
-    if inputs.ndim == 3:
-        inputs = inputs.unsqueeze(3)
-    return inputs.permute(0, 3, 1, 2).contiguous() if inputs.ndim == 4 else inputs
+    images = array[..., None] if array.ndim == 3 else array
+    channels_first = images.transpose(0, 3, 1, 2) if images.ndim == 4 else images
+    # One copy at most: large data sets would not fit twice. W: tensors are writable.
+    inputs = torch.from_numpy(np.require(channels_first, np.float32, ["C", "W"]))
+    if array.dtype == np.uint8:
+        return inputs.div_(255)
+    if not bool(inputs.isfinite().all()):
+        raise ConfigError(f"dataset: {name}: wanted finite {key}, got nan or infinity")
+    return inputs
 
 
 def _labels(name: str, key: str, array: np.ndarray[Any, Any], samples: int) -> Tensor:

@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -108,6 +110,37 @@ def test_npz_that_does_not_fit(arrays, tmp_path, change, message):
     assert "\n" not in str(caught.value)
 
 
+def test_number_of_classes_may_be_given(arrays):
+    assert fl.Dataset.from_arrays("own", **arrays, num_classes=100).num_classes == 100
+    with pytest.raises(fl.ConfigError, match=r"own: wanted y_train below 4 .* got 4"):
+        fl.Dataset.from_arrays("own", **arrays, num_classes=4)
+
+
+@pytest.mark.parametrize("change", [lambda a: a[::-1], lambda a: a[:, ::2], lambda a: a])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(6, 5, 4, 3), (6, 5, 4), (6, 5)])
+def test_arrays_of_any_layout(shape, kind, change):
+    inputs = change(np.random.default_rng(0).integers(0, 256, shape).astype(kind))
+    inputs.flags.writeable = False
+    labels = np.zeros(6, int)
+    dataset = fl.Dataset.from_arrays("own", inputs, labels, inputs, labels)
+    expected = inputs.astype(np.float32)
+    if kind is np.uint8:
+        expected /= 255
+    if len(shape) > 2:
+        expected = expected.reshape(*inputs.shape[:3], -1).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(dataset.x_train.numpy(), expected)
+    assert dataset.x_train.is_contiguous()
+    assert dataset.x_train.data_ptr() != inputs.ctypes.data  # a tensor could write to it
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4), (6, 5)])
+def test_float32_arrays_that_lie_as_the_tensors_do_are_not_copied(shape):
+    inputs, labels = np.zeros(shape, np.float32), np.zeros(6, int)
+    dataset = fl.Dataset.from_arrays("own", inputs, labels, inputs, labels)
+    assert dataset.x_train.data_ptr() == inputs.ctypes.data
+
+
 def test_npz_that_is_none(tmp_path):
     with pytest.raises(fl.ConfigError, match=r"found none at .*nowhere\.npz"):
         fl.load_dataset(str(tmp_path / "nowhere.npz"))
@@ -146,6 +179,292 @@ def test_without_torchvision(tmp_path, monkeypatch):
 def test_cifar10_from_an_archive_in_the_data_root(arrays, tmp_path):
     np.savez(tmp_path / "cifar10.npz", **arrays)
     assert fl.load_dataset("cifar10", tmp_path).x_train.shape == (6, 3, 5, 4)
+
+
+# ---- FEMNIST -------------------------------------------------------------------------------------
+
+
+def drawing(value):
+    """An image that says which one it is."""
+    return [value / 255] * 783 + [1.0]
+
+
+def leaf(**writers):
+    """A file of LEAF: each writer's list of (image, label)."""
+    return {
+        "users": list(writers),
+        "num_samples": [len(samples) for samples in writers.values()],
+        "hierarchies": [],  # LEAF may write it
+        "user_data": {
+            writer: {"x": [drawing(x) for x, _ in samples], "y": [y for _, y in samples]}
+            for writer, samples in writers.items()
+        },
+    }
+
+
+@pytest.fixture
+def femnist(tmp_path):
+    """Three writers in two files, one of them in both; a fourth writes test samples alone."""
+    files = {
+        "train/a.json": leaf(f2=[(20, 3), (21, 61)], f1=[(10, 0)], f4=[]),
+        "train/b.json": leaf(f3=[(30, 35)], f2=[(22, 3)]),
+        "test/a.json": leaf(f3=[(31, 40)], f0=[(1, 2)], f2=[(23, 3)], f4=[(40, 1)]),
+    }
+    for name, content in files.items():
+        path = tmp_path / "femnist" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_femnist_from_leafs_files(femnist, capsys):
+    dataset = fl.load_dataset("femnist", femnist)
+    assert dataset.num_classes == 62
+    assert dataset.x_train.shape == (5, 1, 28, 28)
+    assert dataset.x_test.shape == (4, 1, 28, 28)
+    assert dataset.x_train.dtype == torch.float32
+    # In order of the writers' names, and for each in order of the files.
+    assert (dataset.x_train[:, 0, 0, 0] * 255).round().tolist() == [10, 20, 21, 22, 30]
+    assert (dataset.x_test[:, 0, 0, 0] * 255).round().tolist() == [1, 23, 31, 40]
+    assert dataset.x_train[0, 0, 27, 26:].tolist() == [np.float32(10 / 255), 1]
+    assert dataset.y_train.tolist() == [0, 3, 61, 3, 35]
+    assert dataset.y_test.tolist() == [2, 3, 40, 1]
+    # f1, f2, f3; f0 has no training data, nor has f4, whom a training file names.
+    assert dataset.train_writers.tolist() == [0, 1, 1, 1, 2]
+    assert dataset.test_writers.tolist() == [-1, 1, 2, -1]
+    assert dataset.train_writers.dtype == dataset.test_writers.dtype == torch.int64
+    assert capsys.readouterr() == ("", "")  # no progress bar where there is no terminal
+
+
+def test_other_data_have_no_writers():
+    digits = fl.load_dataset("digits").to("cpu")
+    assert digits.train_writers is None
+    assert digits.test_writers is None
+
+
+def test_a_data_set_moves_as_a_whole(femnist):
+    moved = fl.load_dataset("femnist", femnist).to("meta")
+    tensors = ["x_train", "y_train", "x_test", "y_test", "train_writers", "test_writers"]
+    assert all(getattr(moved, key).device.type == "meta" for key in tensors)
+    assert (moved.name, moved.num_classes) == ("femnist", 62)
+
+
+def without(key):
+    return {k: value for k, value in leaf(f1=[(1, 1)]).items() if k != key}
+
+
+def of_user(**changes):
+    """A file of one writer of two samples, with changes to the writer's record."""
+    content = leaf(f1=[(1, 1), (2, 2)])
+    content["user_data"]["f1"] |= changes
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (without("users"), "wanted the lists users and .*, got num_samples, hierarchies, user_d"),
+        (without("num_samples"), "wanted the lists .* num_samples .*, got users, hier"),
+        (without("user_data"), "wanted .* the object user_data, got users, num_samples, hier"),
+        ([1, 2], "wanted the lists users and num_samples and the object user_data, got list"),
+        ({**of_user(), "num_samples": []}, "wanted num_samples for each of 1 users, got 0"),
+        ({**of_user(), "num_samples": [3]}, "user 'f1': wanted num_samples, x .*, got 3, 2 and 2"),
+        ({**of_user(), "users": ["f5"]}, "user 'f5': wanted user_data of lists .*, got NoneType"),
+        ({**of_user(), "user_data": {"f1": {"x": []}}}, "user 'f1': wanted .* lists .*, got x$"),
+        (of_user(y=[1]), "user 'f1': wanted num_samples, x and y to agree, got 2, 2 and 1"),
+        (of_user(x=[drawing(1)]), "user 'f1': wanted num_samples, .* to agree, got 2, 1 and 2"),
+        (of_user(x=[[0.0] * 783] * 2), "user 'f1': wanted x of 784 numbers each, got: "),
+        (of_user(x=[[0.0] * 784, [0.0]]), "user 'f1': wanted x of 784 numbers each, got: "),
+        (of_user(x=[["a"] * 784] * 2), "user 'f1': wanted x of 784 numbers each, got: "),
+        (of_user(x=[[float("nan")] * 784] * 2), "wanted finite x_train, got nan or infinity"),
+        (of_user(y=[61, 62]), r"user 'f1': wanted y in 0\.\.61, got 62"),
+        (of_user(y=[-1, 0]), r"user 'f1': wanted y in 0\.\.61, got -1"),
+        (of_user(y=[0.5, 0]), r"user 'f1': wanted y in 0\.\.61, got 0\.5"),
+        (of_user(y=["a", 0]), r"user 'f1': wanted y in 0\.\.61, got 'a'"),
+    ],
+)
+def test_femnist_that_does_not_fit(femnist, content, message):
+    path = femnist / "femnist" / "train" / "a.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(fl.ConfigError, match=message) as caught:
+        fl.load_dataset("femnist", femnist)
+    assert str(caught.value).startswith("dataset: femnist: ")
+    assert str(path) in str(caught.value) or "finite" in message
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"users": [', b"\xff\xfe"])
+def test_femnist_of_broken_json(femnist, content):
+    path = femnist / "femnist" / "test" / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(fl.ConfigError, match="wanted JSON, got: ") as caught:
+        fl.load_dataset("femnist", femnist)
+    assert str(caught.value).startswith(f"dataset: femnist: {path}: ")
+
+
+def test_missing_femnist_says_where_it_looked(femnist):
+    for missing in (femnist / "femnist" / "test", femnist / "femnist" / "train"):
+        shutil.rmtree(missing)
+        with pytest.raises(fl.ConfigError, match=r"github\.com/TalwalkarLab/leaf") as caught:
+            fl.load_dataset("femnist", femnist)
+        wanted = f"dataset: wanted the .json files of femnist in {missing}, found none "
+        assert str(caught.value).startswith(wanted)
+
+
+# ---- Tiny ImageNet -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_imagenet(tmp_path):
+    """Three classes of two training images each, one of them grey, and four images to test."""
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "tiny-imagenet-200"
+
+    def save(path, *channels):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.fromarray(rng.integers(0, 256, (64, 64, *channels), np.uint8)).save(path, "JPEG")
+
+    for wnid in ("n03", "n01", "n02"):
+        save(folder / "train" / wnid / "images" / f"{wnid}_0.JPEG", 3)
+        save(folder / "train" / wnid / "images" / f"{wnid}_1.JPEG", *((3,) if wnid > "n01" else ()))
+        (folder / "train" / wnid / f"{wnid}_boxes.txt").touch()
+    (folder / "wnids.txt").write_text("n03\nn01\nn02\n")
+    lines = []
+    for number, wnid in enumerate(("n01", "n02", "n02", "n03")):
+        save(folder / "val" / "images" / f"val_{number}.JPEG", 3)
+        lines.append(f"val_{number}.JPEG\t{wnid}\t0\t0\t62\t62\n")
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    return tmp_path
+
+
+def test_tiny_imagenet_from_its_published_folder(tiny_imagenet, capsys):
+    from PIL import Image
+
+    dataset = fl.load_dataset("tiny-imagenet", tiny_imagenet)
+    assert dataset.y_train.tolist() == [0, 0, 1, 1, 2, 2]  # n03, n01, n02, as in wnids.txt
+    assert dataset.y_test.tolist() == [1, 2, 2, 0]
+    assert dataset.num_classes == 3
+    folder = tiny_imagenet / "tiny-imagenet-200"
+    train = [f"train/{n}/images/{n}_{i}.JPEG" for n in ("n03", "n01", "n02") for i in range(2)]
+    test = [f"val/images/val_{i}.JPEG" for i in range(4)]
+    for paths, inputs in ((train, dataset.x_train), (test, dataset.x_test)):
+        assert inputs.shape == (len(paths), 3, 64, 64)
+        assert inputs.is_contiguous()
+        for path, pixels in zip(paths, inputs, strict=True):
+            expected = np.asarray(Image.open(folder / path), np.float32) / 255
+            if expected.ndim == 2:
+                expected = np.stack([expected] * 3, 2)
+            np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), expected)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_tiny_imagenet_of_more_images_than_a_thread_takes_at_once(tiny_imagenet):
+    images = tiny_imagenet / "tiny-imagenet-200" / "train" / "n01" / "images"
+    for number in range(2000, 2201):  # three parts, the last of them not full
+        shutil.copy(images / f"n01_{number % 2}.JPEG", images / f"n01_{number}.JPEG")
+    dataset = fl.load_dataset("tiny-imagenet", tiny_imagenet)
+    assert torch.bincount(dataset.y_train).tolist() == [2, 203, 2]
+    of_class = dataset.x_train[dataset.y_train == 1]  # 0, 1, 2000, ..., 2200
+    for number, image in enumerate(of_class):
+        assert torch.equal(image, of_class[number % 2])
+    assert not torch.equal(of_class[0], of_class[1])
+
+
+def damage(path, content=b"no image"):
+    path.write_bytes(content)
+
+
+def resize(path):
+    from PIL import Image
+
+    Image.new("RGB", (64, 63)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("wnids.txt", Path.unlink, "wanted lines of text in .*wnids.txt, got: .*200.zip in the da"),
+        ("val/val_annotations.txt", Path.unlink, "wanted lines of text in .*val_annotations.txt"),
+        ("train/n02", shutil.rmtree, r"wanted \.JPEG files in .*train/n02/images, found none"),
+        ("val/images/val_2.JPEG", Path.unlink, "val_2.JPEG: wanted a JPEG image, got: .*No such"),
+        ("val/images/val_0.JPEG", damage, "val_0.JPEG: wanted a JPEG image, got: cannot identify"),
+        ("train/n01/images/n01_1.JPEG", resize, "n01_1.JPEG: wanted 64x64 pixels, got 63x64"),
+        (
+            "val/val_annotations.txt",
+            lambda path: damage(path, b"val_0.JPEG\tn01\t0\nval_1.JPEG\tn09\t0\n"),
+            r"val_annotations.txt, line 2: wanted .* of wnids.txt .*, got 'val_1.JPEG\\tn09\\t0'",
+        ),
+        (
+            "val/val_annotations.txt",
+            lambda path: damage(path, b"val_0.JPEG n01\n"),
+            r"val_annotations.txt, line 1: wanted a file and a class .*, got 'val_0.JPEG n01'",
+        ),
+    ],
+)
+def test_tiny_imagenet_that_does_not_fit(tiny_imagenet, file, change, message):
+    change(tiny_imagenet / "tiny-imagenet-200" / file)
+    with pytest.raises(fl.ConfigError, match=message) as caught:
+        fl.load_dataset("tiny-imagenet", tiny_imagenet)
+    assert str(caught.value).startswith("dataset: tiny-imagenet: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_pillow(tiny_imagenet, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(fl.ConfigError, match="read by Pillow, which cannot be imported"):
+        fl.load_dataset("tiny-imagenet", tiny_imagenet)
+
+
+# ---- normalisation -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(2500, 3, 4, 5), (1, 3, 4, 5), (2500, 3)],  # three parts of 1024, one sample, features
+)
+def test_normalized_inputs(shape):
+    draws = torch.Generator().manual_seed(0)
+    offset = torch.tensor([-3.0, 0.5, 100.0]).view(3, *[1] * (len(shape) - 2))
+    x_train = torch.randn(shape, generator=draws) * 0.1 + offset
+    x_test = torch.randn(7, *shape[1:], generator=draws) + offset
+    labels = torch.zeros(2500, dtype=torch.int64)[: shape[0]]
+    before = x_train.clone()
+    dataset = fl.Dataset("made up", x_train, labels, x_test, labels[:7], 10).normalized()
+
+    assert torch.equal(x_train, before)
+    assert (dataset.name, dataset.num_classes) == ("made up", 10)
+    dims = [dim for dim in range(len(shape)) if dim != 1]
+    truth = before.double()
+    center = truth.mean(dims, keepdim=True)
+    scale = truth.std(dims, correction=0, keepdim=True)
+    # Inputs of up to 100 have a rounding error of 4e-6 (so has the mean), 4e-5 standard deviations.
+    close = {"rtol": 1e-6, "atol": 1e-4}
+    for own, inputs in ((dataset.x_train, before), (dataset.x_test, x_test)):
+        assert own.dtype == torch.float32
+        expected = (inputs.double() - center) / scale
+        torch.testing.assert_close(own.double(), expected, **close)
+    torch.testing.assert_close(dataset.x_train.mean(dims), torch.zeros(3), **close)
+    torch.testing.assert_close(dataset.x_train.std(dims, correction=0), torch.ones(3), **close)
+
+
+def test_a_constant_channel_is_only_centred():
+    x_train = torch.rand(1000, 2, 3, 3)
+    x_train[:, 1] = 0.1
+    x_test = torch.full((4, 2, 3, 3), 0.35)
+    labels = torch.zeros(1000, dtype=torch.int64)
+    dataset = fl.Dataset("made up", x_train, labels, x_test, labels[:4], 1).normalized()
+    assert torch.equal(dataset.x_train[:, 1], torch.zeros(1000, 3, 3))
+    torch.testing.assert_close(dataset.x_test[:, 1], torch.full((4, 3, 3), 0.25))
+    assert dataset.x_train[:, 0].std() > 0.99
+
+
+def test_normalized_keeps_the_writers(femnist):
+    dataset = fl.load_dataset("femnist", femnist)
+    assert dataset.normalized().test_writers is dataset.test_writers
+
+
+# ---- real data -----------------------------------------------------------------------------------
 
 
 def test_real_mnist(mnist):
