@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedkern import fl
-from fedkern.fl.training import Client
 
 THREADS = sorted({1, torch.get_num_threads()})
 WARM_UP = 2  # rounds of each variant that are not timed
@@ -33,10 +32,10 @@ ROUNDS = 15
 
 
 def bare_round(
-    model: nn.Module, clients: list[Client], config: fl.RunConfig, number: int, *, step: bool
+    model: nn.Module, clients: list[fl.Client], config: fl.RunConfig, number: int, *, step: bool
 ) -> float:
     """Seconds of the hand-written training of the clients that round `number` samples."""
-    x, y = clients[0].inputs, clients[0].targets
+    x, y = clients[0].dataset.x_train, clients[0].dataset.y_train
     start = perf_counter()
     for k in fl.sample_clients(len(clients), config, number):
         indices = clients[k].indices
@@ -61,17 +60,14 @@ def test_fl_round(threads: int) -> None:
     total = WARM_UP + ROUNDS
     config = fl.RunConfig.for_dataset("mnist", rounds=total + 1, eval_every=total + 1)
     dataset = fl.load_dataset("mnist")
-    partition = fl.dirichlet(dataset.y_train, config.clients, config.alpha, config.seed)
-    clients = [
-        Client(dataset.x_train, dataset.y_train, index, dataset.num_classes)
-        for index in partition.indices
-    ]
+    partition = fl.make_partition(dataset, config)
+    clients = fl.make_clients(dataset, partition)
 
     def new_model() -> nn.Module:
         return fl.build_model(config.model, dataset, fl.generator(config.seed, "model"))
 
     runs = {
-        name: fl.simulate(method, new_model(), dataset, partition, config)
+        name: fl.simulate(method, new_model(), fl.make_clients(dataset, partition), config)
         for name, method in (("fedga", fl.FedGA()), ("fedavg", fl.FedAvg()))
     }
     model = new_model().train()

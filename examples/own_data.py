@@ -20,10 +20,10 @@ def my_arrays(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 dataset = fl.Dataset.from_arrays("mine", *my_arrays(2000, seed=0), *my_arrays(500, seed=1))
 config = fl.RunConfig(clients=20, clients_per_round=5, rounds=20, alpha=0.1)
-partition = fl.dirichlet(dataset.y_train, config.clients, config.alpha, config.seed)
+partition = fl.make_partition(dataset, config)
 print(f"{partition.discarded} of {len(dataset.y_train)} training samples are in no client's hands")
 
 for method in (fl.FedAvg(), fl.FedGA()):
     model = fl.build_model("mlp", dataset, fl.generator(config.seed, "model"))
-    *_, last = fl.simulate(method, model, dataset, partition, config)
+    *_, last = fl.simulate(method, model, fl.make_clients(dataset, partition), config)
     print(f"{type(method).__name__}: test accuracy {last.evaluation.accuracy:.3f}")

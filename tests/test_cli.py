@@ -18,8 +18,16 @@ from typer.testing import CliRunner
 
 import fedkern
 from fedkern import cli, fl
+from fedkern.fl import experiment
 
-FILES = ["clients.png", "config.json", "curves.png", "history.csv", "summary.json"]
+FILES = [
+    "clients.csv",
+    "clients.png",
+    "config.json",
+    "curves.png",
+    "history.csv",
+    "summary.json",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +71,9 @@ def test_run_writes_its_files(tmp_path):
     assert (config["dataset"], config["rounds"], config["threads"]) == ("digits", 3, 1)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "complete"
-    assert len(summary["runs"][0]["last_evaluation"]["per_class_accuracy"]) == 10
+    assert len(summary["runs"][0]["global_on_test"]["last"]["per_class_accuracy"]) == 10
     # No terminal here: a plain line a round, with all that the bar would show.
-    line = r"fedga seed 0 round 2/3 loss \d+\.\d+ accuracy 0\.\d+ left \d+:\d\d:\d\d\n"
+    line = r"fedga seed 0 round 2/3 loss \d+\.\d+ accuracy 0\.\d+ local 0\.\d+ left \d+:\d\d:\d\d\n"
     assert re.search(line, result.stdout)
     discarded = summary["partitions"][0]["discarded_samples"]
     line = f"seed 0: {discarded} of 1437 training samples discarded, clients without data: 0\n"
@@ -93,15 +101,16 @@ def test_default_folder_is_new_for_every_run(tmp_path):
 
 def test_compare_shows_every_method_the_same(tmp_path, monkeypatch):
     seen = []
-    simulate = fl.simulate
+    simulate = experiment.simulate
 
-    def spy(method, model, dataset, partition, config):
-        clients = [fl.sample_clients(len(partition.indices), config, n) for n in (1, 2)]
+    def spy(method, model, clients, config):
+        sampled = [fl.sample_clients(len(clients), config, n) for n in (1, 2)]
         weights = [p.clone() for p in model.parameters()]
-        seen.append((config.seed, partition.indices, weights, clients))
-        return simulate(method, model, dataset, partition, config)
+        assert all(client.state == {} for client in clients)
+        seen.append((config.seed, [client.indices for client in clients], weights, sampled))
+        return simulate(method, model, clients, config)
 
-    monkeypatch.setattr(fl, "simulate", spy)
+    monkeypatch.setattr(experiment, "simulate", spy)
     options = ("--rounds", 2, "--seeds", 2, "--seed", 5, "--eval-every", 2, "--out", "out")
     result = fedkern_command("compare", "fedavg", "fedga", *options)
     assert result.exit_code == 0
@@ -148,12 +157,52 @@ def test_options_reach_the_run(tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["clip"] is None  # JSON knows no infinity
     method = {"weighting": "samples", "calibration": "gradient", "counts": "client"}
-    assert config["methods"] == {"fedga": method}
+    assert config["methods"] == {"fedga": {**method, "loss": "calibrated_ce"}}
     for flag in set(options) - {"--method", "--clip", "--out", *(f"--{key}" for key in method)}:
         assert config[flag[2:].replace("-", "_")] == options[flag], flag
     assert "0 of 1437 training samples discarded" in (
         fedkern_command("run", *flags, "--overwrite").stdout
     )
+
+
+def test_variants_of_a_method_side_by_side(tmp_path):
+    variant = "floco --loss calibrated_ce --rho=0.3"
+    options = ("--tau", 2, "--rounds", 3, "--endpoints", 4, "--seeds", 1)
+    options += ("--partition", "fold", "--out", "out")
+    result = fedkern_command("compare", "fedavg", "floco", "floco+", "ditto", variant, *options)
+    assert result.exit_code == 0
+    folder = tmp_path / "out"
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "simplex.png"])
+    config = json.loads((folder / "config.json").read_text())["methods"]
+    assert (config["floco"]["loss"], config["floco"]["rho"]) == ("cross_entropy", 0.1)
+    assert (config[variant]["loss"], config[variant]["rho"]) == ("calibrated_ce", 0.3)
+    assert [config[name]["tau"] for name in ("floco", "floco+", variant)] == [2] * 3
+    rows = history(folder)
+    columns = [c for c in rows[0] if c.startswith("personal_on_local")]
+    for row in rows:
+        assert all((row[c] == "") == (row["method"] == "fedavg") for c in columns)
+        assert row["global_on_local_mean_accuracy"] != ""
+    with (folder / "clients.csv").open() as file:
+        clients = list(csv.DictReader(file))
+    assert len(clients) == 5 * 20
+    for client in clients:
+        weights = [float(weight) for weight in client["subregion_center"].split()]
+        on_simplex = client["method"] in ("floco", "floco+", variant)
+        assert len(weights) == (4 if on_simplex else 0)
+        assert sum(weights) == pytest.approx(int(on_simplex), abs=1e-4)
+
+
+def test_a_tau_that_never_comes_is_said(tmp_path):
+    result = fedkern_command("run", "--method", "floco", "--rounds", 1, "--out", "out")
+    assert "floco: tau = 250 is after the last of the 1 rounds\n" in result.stdout
+    assert not (tmp_path / "out" / "simplex.png").exists()
+
+
+@pytest.mark.parametrize("partition", fl.PARTITIONS[:-1])
+def test_every_partition_runs_and_has_its_picture(tmp_path, partition):
+    options = ("--partition", partition, "--alpha", 0.01, "--rounds", 1, "--out", "out")
+    assert fedkern_command("run", *options).exit_code == 0
+    assert (tmp_path / "out" / "clients.png").stat().st_size > 1000
 
 
 def test_own_data(tmp_path):
@@ -190,15 +239,32 @@ MISTAKES = [
     (["run", "--dataset", "mnist"], NO_MNIST),
     (["run", "--method", "fedgaa"], "method: wanted one of .* got 'fedgaa' .did you mean 'fedga'"),
     (["compare", "fedavg", "fedgo"], "method: wanted one of .* got 'fedgo' .did you mean 'fedga'"),
-    (["compare", "fedga", "fedga"], "methods: wanted each method once, got fedga fedga"),
+    (["compare", "fedga", "fedga"], "methods: wanted each method once, got 'fedga' again"),
+    (
+        ["compare", "floco --tau"],
+        "method: wanted a name and options of methods",
+    ),
+    (["compare", "floco --lr 1"], "method: wanted a name and options of methods"),
+    (["compare", "floco --tau x"], "tau: wanted int, got 'x' in 'floco --tau x'"),
+    (["compare", "fedavg --tau 3"], r"tau: wanted only with floco or floco\+, got it with fedavg"),
+    (["run", "--loss", "calibrated"], "loss: wanted one of .* .did you mean 'calibrated_ce'"),
+    (["run", "--method", "floco", "--endpoints", "30"], "clients: wanted at least 30 with data"),
+    (["run", "--augment", "flop"], "augment: wanted .* got 'flop'"),
+    (["run", "--buffers", "keep"], "buffers: wanted one of aggregate, frozen, local, got 'keep'"),
+    (["run", "--folds", "0"], "folds: wanted an integer >= 1, got 0"),
+    (["run", "--fold-share", "1.1"], r"fold_share: wanted a number in \[0, 1\], got 1\.1"),
+    (["run", "--partition", "natural"], "partition: .*natural"),
     (["compare", "fedga", "--seeds", "0"], "seeds: wanted an integer >= 1, got 0"),
-    (["run", "--method", "fedavg", "--counts", "batch"], "counts: wanted only with fedga"),
+    (
+        ["run", "--method", "fedavg", "--counts", "batch"],
+        "counts: wanted only with --loss",
+    ),
     (["run", "--counts", "clients"], "counts: wanted one of batch, client, got 'clients'"),
     (["run", "--calibration", "x"], "calibration: wanted one of gradient, label, got 'x'"),
     (["run", "--weighting", "x"], "weighting: wanted one of samples, uniform, got 'x'"),
     (["run", "--model", "lenet"], "model: wanted images of at least 16x16 for 'lenet', got 8x8"),
     (["run", "--model", "mpl"], "model: wanted one of .* got 'mpl' .did you mean 'mlp'"),
-    (["run", "--partition", "x"], "partition: wanted one of dirichlet, iid, got 'x'"),
+    (["run", "--partition", "x"], "partition: wanted one of .*dirichlet.*, got 'x'"),
     (["run", "--alpha", "0"], r"alpha: wanted a finite number > 0, got 0\.0"),
     (
         ["run", "--clients-per-round", "21"],
@@ -257,7 +323,7 @@ def test_a_diverged_run_keeps_what_was_written(tmp_path):
 
 
 def test_an_interrupted_comparison_keeps_what_was_done(tmp_path, monkeypatch):
-    simulate = fl.simulate
+    simulate = experiment.simulate
 
     def interrupted(method, *arguments):
         for round in simulate(method, *arguments):
@@ -265,7 +331,7 @@ def test_an_interrupted_comparison_keeps_what_was_done(tmp_path, monkeypatch):
             if isinstance(method, fl.FedGA) and round.number == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(fl, "simulate", interrupted)
+    monkeypatch.setattr(experiment, "simulate", interrupted)
     result = fedkern_command("compare", "fedavg", "fedga", "--rounds", 3, "--out", "out")
     assert result.exit_code == 130
     assert "interrupted; results are in out" in result.stderr
@@ -282,7 +348,7 @@ def test_interrupted_before_the_first_round(tmp_path, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fl, "simulate", interrupted)
+    monkeypatch.setattr(experiment, "simulate", interrupted)
     assert fedkern_command("run", "--out", "out").exit_code == 130
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["status"], summary["runs"]) == ("interrupted", [])

@@ -6,54 +6,110 @@ A run in a few lines::
 
     config = fl.RunConfig.for_dataset("digits")
     dataset = fl.load_dataset("digits")
-    partition = fl.dirichlet(dataset.y_train, config.clients, config.alpha, config.seed)
+    clients = fl.make_clients(dataset, fl.make_partition(dataset, config))
     model = fl.build_model("auto", dataset, fl.generator(config.seed, "model"))
-    for round in fl.simulate(fl.FedGA(), model, dataset, partition, config):
+    for round in fl.simulate(fl.FedGA(), model, clients, config):
         print(round.number, round.train_loss, round.evaluation)
 
 The command line (`fedkern run`, `fedkern compare`) does this, with files and plots.
 """
 
+from .augment import AUGMENTATIONS, augment
+from .client import Client, make_clients
 from .config import RunConfig
 from .data import DATASETS, Dataset, load_dataset
-from .errors import ConfigError, NonFiniteModelError
-from .evaluation import Evaluation, error_asymmetry, evaluate
-from .methods import METHODS, FedAvg, FedGA, Method, Update, build_method
-from .models import MLP, MODELS, LeNet, build_model
-from .partition import PARTITIONS, Partition, dirichlet, iid, make_partition
-from .seeding import generator
+from .errors import ConfigError, NonFiniteModelError, RunError
+from .evaluation import (
+    Evaluation,
+    LocalEvaluation,
+    error_asymmetry,
+    evaluate,
+    measure,
+    measure_local,
+    predict,
+)
+from .losses import LOSSES, CalibratedCE, CrossEntropy
+from .methods import (
+    METHODS,
+    Ditto,
+    FedAvg,
+    FedGA,
+    Floco,
+    FlocoPlus,
+    Method,
+    Update,
+    build_method,
+    build_methods,
+)
+from .models import MLP, MODELS, FlocoCNN, LeNet, ResNet20, build_model
+from .partition import (
+    PARTITIONS,
+    Partition,
+    dirichlet,
+    dirichlet_by_class,
+    fold,
+    iid,
+    local_test_indices,
+    make_partition,
+    natural,
+    shards,
+)
+from .seeding import Draws, generator
 from .simulation import Round, sample_clients, simulate
-from .training import Client, local_sgd
+from .training import local_sgd
 
 __all__ = [
+    "AUGMENTATIONS",
     "DATASETS",
+    "LOSSES",
     "METHODS",
     "MLP",
     "MODELS",
     "PARTITIONS",
+    "CalibratedCE",
     "Client",
     "ConfigError",
+    "CrossEntropy",
     "Dataset",
+    "Ditto",
+    "Draws",
     "Evaluation",
     "FedAvg",
     "FedGA",
+    "Floco",
+    "FlocoCNN",
+    "FlocoPlus",
     "LeNet",
+    "LocalEvaluation",
     "Method",
     "NonFiniteModelError",
     "Partition",
+    "ResNet20",
     "Round",
     "RunConfig",
+    "RunError",
     "Update",
+    "augment",
     "build_method",
+    "build_methods",
     "build_model",
     "dirichlet",
+    "dirichlet_by_class",
     "error_asymmetry",
     "evaluate",
+    "fold",
     "generator",
     "iid",
     "load_dataset",
     "local_sgd",
+    "local_test_indices",
+    "make_clients",
     "make_partition",
+    "measure",
+    "measure_local",
+    "natural",
+    "predict",
     "sample_clients",
+    "shards",
     "simulate",
 ]

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .augment import parse_augment
+from .data import DATASETS
 from .errors import ConfigError, unknown_name
 from .models import MODELS
 from .partition import PARTITIONS
@@ -28,12 +30,14 @@ class RunConfig:
         ConfigError: one line that names the setting, what was wanted and what came.
     """
 
-    dataset: str = setting(
-        "digits", "digits, mnist, fashion-mnist, cifar10, cifar100, svhn or a path of an .npz file"
-    )
-    model: str = setting("auto", "auto, mlp or lenet")
-    partition: str = setting("dirichlet", "how the clients' data differ: dirichlet or iid")
+    dataset: str = setting("digits", f"{', '.join(DATASETS)} or a path of an .npz file")
+    model: str = setting("auto", " or ".join(MODELS))
+    partition: str = setting("dirichlet", f"how the clients' data differ: {', '.join(PARTITIONS)}")
     alpha: float = setting(0.1, "Dirichlet concentration; smaller is more skewed")
+    least_samples: int = setting(10, "dirichlet-by-class: of each client")
+    folds: int = setting(5, "fold: groups of clients, each with classes of its own")
+    fold_share: float = setting(0.8, "fold: part of a client's samples from its group's classes")
+    shards: int = setting(2, "shards: of each client, from samples sorted by class")
     clients: int = setting(20, "number of clients; torchvision's data sets: 100")
     clients_per_round: int = setting(5, "clients sampled each round; torchvision's data sets: 10")
     rounds: int = setting(50, "rounds; mnist, fashion-mnist: 100, cifar, svhn: 200")
@@ -43,6 +47,13 @@ class RunConfig:
     momentum: float = setting(0.0, "momentum of local SGD; starts anew every round")
     weight_decay: float = setting(0.0, "weight decay of local SGD")
     clip: float = setting(5.0, "largest norm of a local gradient; inf for no clipping")
+    buffers: str = setting(
+        "aggregate",
+        "batch norm's statistics: aggregate; local, each client trains and tests with its own; "
+        "frozen, as they are in the initial model",
+    )
+    normalize: bool = setting(False, "inputs to mean 0 and deviation 1 by channel or feature")
+    augment: str = setting("", "of training images: crop, flip or crop,flip")
     eval_every: int = setting(1, "rounds from one evaluation to the next; the last has one too")
     seed: int = setting(0, "seed of everything random: partition, model, sampling, batches")
     threads: int | None = setting(None, "CPU threads; PyTorch's choice if not given")
@@ -65,6 +76,12 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: wanted an integer >= 1, got {value}")
+        if self.buffers not in BUFFERS:
+            raise unknown_name("buffers", self.buffers, BUFFERS)
+        if self.least_samples < 0:
+            raise ConfigError(f"least_samples: wanted an integer >= 0, got {self.least_samples}")
+        if not 0 <= self.fold_share <= 1:
+            raise ConfigError(f"fold_share: wanted a number in [0, 1], got {self.fold_share}")
         for name in ("alpha", "lr"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
@@ -80,7 +97,13 @@ class RunConfig:
                 f"clients_per_round: wanted at most clients = {self.clients}, "
                 f"got {self.clients_per_round}"
             )
+        parse_augment(self.augment)
         self.torch_device()
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The kinds that `augment` names."""
+        return parse_augment(self.augment)
 
     def torch_device(self) -> torch.device:
         """The device that `device` names."""
@@ -101,6 +124,8 @@ class RunConfig:
         return device
 
 
+BUFFERS = ("aggregate", "local", "frozen")
+
 _COUNTS = (
     "clients",
     "clients_per_round",
@@ -109,13 +134,27 @@ _COUNTS = (
     "batch_size",
     "eval_every",
     "threads",
+    "folds",
+    "shards",
 )
 
-_PUBLISHED = {"clients": 100, "clients_per_round": 10, "batch_size": 64}
-_DEFAULTS: dict[str, dict[str, Any]] = {  # FedGA, arXiv 2412.16582; digits as in RunConfig
-    "mnist": {**_PUBLISHED, "rounds": 100},
-    "fashion-mnist": {**_PUBLISHED, "rounds": 100},
-    "cifar10": {**_PUBLISHED, "rounds": 200},
-    "cifar100": {**_PUBLISHED, "rounds": 200},
-    "svhn": {**_PUBLISHED, "rounds": 200},
+_FEDGA = {"clients": 100, "clients_per_round": 10, "batch_size": 64}  # arXiv 2412.16582
+_FLOCO = {  # arXiv 2403.03333
+    "clients": 100,
+    "clients_per_round": 30,
+    "batch_size": 50,
+    "local_epochs": 5,
+    "rounds": 500,
+    "lr": 0.02,
+    "momentum": 0.5,
+    "weight_decay": 5e-4,
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {  # those of digits are RunConfig's own
+    "mnist": {**_FEDGA, "rounds": 100},
+    "fashion-mnist": {**_FEDGA, "rounds": 100},
+    "cifar10": {**_FEDGA, "rounds": 200},
+    "cifar100": {**_FEDGA, "rounds": 200, "model": "resnet20"},
+    "svhn": {**_FEDGA, "rounds": 200},
+    "tiny-imagenet": {**_FEDGA, "rounds": 200, "model": "resnet20"},
+    "femnist": {**_FLOCO, "model": "cnn", "partition": "natural"},
 }

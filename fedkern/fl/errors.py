@@ -13,7 +13,11 @@ class ConfigError(ValueError):
     """
 
 
-class NonFiniteModelError(RuntimeError):
+class RunError(RuntimeError):
+    """What ends a run that was well set up; the rounds before it stand."""
+
+
+class NonFiniteModelError(RunError):
     """The global model holds nan or infinity after an aggregation."""
 
 

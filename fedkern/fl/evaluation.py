@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,69 +14,160 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a model does on one set of data.
+    """How the global model does on the global test data.
 
     Attributes:
-        data: which data, e.g. ``"test"``.
         samples: how many samples.
         accuracy: share of samples whose largest logit is at the label.
         macro_f1: mean F1 score over the classes that occur among labels or predictions.
         error_asymmetry: mean over the classes present of `error_asymmetry`; 1 is symmetric.
         cross_entropy: plain cross entropy, mean over samples.
+        calibration_error: expected calibration error of the largest probability, 15 bins.
         per_class_accuracy: accuracy on the samples of each class; nan for an absent class.
         absent_classes: how many classes no label has; they are left out of `error_asymmetry`.
     """
 
-    data: str
     samples: int
     accuracy: float
     macro_f1: float
     error_asymmetry: float
     cross_entropy: float
+    calibration_error: float
     per_class_accuracy: list[float]
     absent_classes: int
 
 
-def evaluate(
-    model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    num_classes: int,
-    *,
-    data: str = "test",
-    batch_size: int = 1000,
-) -> Evaluation:
-    """Evaluates a model, in eval mode, batch by batch.
+@dataclass(frozen=True)
+class LocalEvaluation:
+    """How a model, or each client's own, does on the clients' local test data.
+
+    Clients without local test data are left out of all means.
+
+    Attributes:
+        model: ``"global"``, one model for all, or ``"personal"``, each client's own.
+        mean_accuracy: the clients' accuracies, each of the same weight.
+        pooled_accuracy: over all local samples together.
+        worst_accuracy: of the client with the lowest.
+        lowest_tenth_accuracy: mean over the tenth of the clients (rounded up) with the lowest.
+        std_accuracy: standard deviation over the clients (all of them, so it divides by their
+            number).
+        cross_entropy: plain cross entropy, mean over all local samples.
+        calibration_error: expected calibration error of all local samples together, 15 bins.
+        samples: of each client, int64 [clients].
+        accuracies: of each client, float32 [clients], nan where it has no samples.
+        cross_entropies: the same of the mean cross entropy.
+    """
+
+    model: str
+    mean_accuracy: float
+    pooled_accuracy: float
+    worst_accuracy: float
+    lowest_tenth_accuracy: float
+    std_accuracy: float
+    cross_entropy: float
+    calibration_error: float
+    samples: Tensor = field(compare=False, repr=False)
+    accuracies: Tensor = field(compare=False, repr=False)
+    cross_entropies: Tensor = field(compare=False, repr=False)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, inputs: Tensor, batch_size: int = 1000) -> Tensor:
+    """A model's logits [n, C] in eval mode, on the CPU.
+
+    There the order of later sums is fixed: the same logits give the same bits.
 
     Args:
-        model: maps inputs [n, ...] to logits [n, num_classes].
-        inputs: float32 [n, ...] on the model's device, n > 0.
+        model: maps inputs [n, ...] to logits [n, C].
+        inputs: [n, ...] on the model's device, n > 0.
+        batch_size: samples a forward pass; changes no number beyond rounding.
+    """
+    model.eval()
+    return torch.cat([model(batch) for batch in torch.split(inputs, batch_size)]).cpu()
+
+
+def evaluate(
+    model: nn.Module, inputs: Tensor, targets: Tensor, num_classes: int, *, batch_size: int = 1000
+) -> Evaluation:
+    """`measure` of what a model predicts, see `predict`."""
+    return measure(predict(model, inputs, batch_size), targets, num_classes)
+
+
+def measure(logits: Tensor, targets: Tensor, num_classes: int) -> Evaluation:
+    """Evaluates predictions.
+
+    Args:
+        logits: [n, num_classes], n > 0, on the CPU.
         targets: class indices, int64 [n].
         num_classes: how many classes the logits have.
-        data: what the data are called in the result.
-        batch_size: samples a forward pass; changes no number beyond rounding.
     """
     # Here, for it takes a second to import.
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
-    model.eval()
-    with torch.inference_mode():
-        # The sums on the CPU, where their order is fixed: the same logits give the same bits.
-        logits = torch.cat([model(batch) for batch in torch.split(inputs, batch_size)]).cpu()
-        targets = targets.cpu()
-        counts = torch.bincount(targets, minlength=num_classes)
-        settings: Any = {"num_classes": num_classes, "validate_args": False}
-        recalls = multiclass_accuracy(logits, targets, average="none", **settings)
-        return Evaluation(
-            data=data,
-            samples=len(targets),
-            accuracy=multiclass_accuracy(logits, targets, average="micro", **settings).item(),
-            macro_f1=multiclass_f1_score(logits, targets, average="macro", **settings).item(),
-            error_asymmetry=error_asymmetry(logits, targets).nanmean().item(),
-            cross_entropy=F.cross_entropy(logits, targets).item(),
-            per_class_accuracy=recalls.where(counts > 0, torch.nan).tolist(),
-            absent_classes=int((counts == 0).sum()),
-        )
+    targets = targets.cpu()
+    counts = torch.bincount(targets, minlength=num_classes)
+    settings: Any = {"num_classes": num_classes, "validate_args": False}
+    recalls = multiclass_accuracy(logits, targets, average="none", **settings)
+    return Evaluation(
+        samples=len(targets),
+        accuracy=multiclass_accuracy(logits, targets, average="micro", **settings).item(),
+        macro_f1=multiclass_f1_score(logits, targets, average="macro", **settings).item(),
+        error_asymmetry=error_asymmetry(logits, targets).nanmean().item(),
+        cross_entropy=F.cross_entropy(logits, targets).item(),
+        calibration_error=_calibration_error(logits, targets, num_classes),
+        per_class_accuracy=recalls.where(counts > 0, torch.nan).tolist(),
+        absent_classes=int((counts == 0).sum()),
+    )
+
+
+def measure_local(
+    logits: Sequence[Tensor], targets: Sequence[Tensor], num_classes: int, model: str = "global"
+) -> LocalEvaluation:
+    """Evaluates predictions for the clients' local test data.
+
+    Args:
+        logits: for each client [n_k, num_classes] on the CPU; some n_k may be 0, not all.
+        targets: for each client class indices, int64 [n_k].
+        num_classes: how many classes the logits have.
+        model: whose predictions they are, ``"global"`` or ``"personal"``.
+    """
+    samples = torch.tensor([len(one) for one in targets])
+    owners = torch.arange(len(samples)).repeat_interleave(samples)
+    pooled_logits, pooled_targets = torch.cat(list(logits)), torch.cat(list(targets)).cpu()
+
+    def by_client(values: Tensor) -> Tensor:
+        sums = torch.zeros(len(samples), dtype=torch.float64).index_add_(0, owners, values.double())
+        return sums / samples  # nan of no samples
+
+    correct = pooled_logits.argmax(1) == pooled_targets
+    losses = F.cross_entropy(pooled_logits, pooled_targets, reduction="none")
+    accuracies = by_client(correct)
+    sorted_accuracies = accuracies[samples > 0].sort().values
+    lowest = sorted_accuracies[: math.ceil(len(sorted_accuracies) / 10)]
+    return LocalEvaluation(
+        model=model,
+        mean_accuracy=sorted_accuracies.mean().item(),
+        pooled_accuracy=correct.double().mean().item(),
+        worst_accuracy=sorted_accuracies[0].item(),
+        lowest_tenth_accuracy=lowest.mean().item(),
+        std_accuracy=sorted_accuracies.std(correction=0).item(),
+        cross_entropy=losses.mean().item(),
+        calibration_error=_calibration_error(pooled_logits, pooled_targets, num_classes),
+        samples=samples,
+        accuracies=accuracies.float(),
+        cross_entropies=by_client(losses).float(),
+    )
+
+
+def _calibration_error(logits: Tensor, targets: Tensor, num_classes: int) -> float:
+    """Expected calibration error: 15 bins of confidence, weighted by their samples."""
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    probabilities = logits.softmax(1)  # torchmetrics would take logits in [0, 1] for probabilities
+    error = multiclass_calibration_error(
+        probabilities, targets, num_classes, n_bins=15, norm="l1", validate_args=False
+    )
+    return error.item()
 
 
 def error_asymmetry(logits: Tensor, targets: Tensor) -> Tensor:

@@ -14,7 +14,10 @@ from .simulation import Round
 
 
 class Progress:
-    """Shows round, training loss, accuracy and the time left of `total` rounds; a context manager.
+    """Shows round, training loss, accuracies and the time left of `total` rounds, as a context.
+
+    "local" is the clients' mean accuracy on their own test data, of their own models if they have
+    such.
 
     Args:
         console: where to; its `is_terminal` decides between bar and lines.
@@ -55,6 +58,9 @@ class Progress:
         line = f"{title} round {round.number}/{rounds} loss {round.train_loss:.4f}"
         if round.evaluation is not None:
             self._accuracy = f" accuracy {round.evaluation.accuracy:.4f}"
+            local = round.personal_on_local or round.global_on_local
+            if local is not None:
+                self._accuracy += f" local {local.mean_accuracy:.4f}"
         if self._console.is_terminal:  # the bar keeps the last accuracy, the lines do not
             self._bar.update(self._task, completed=self._done, description=line + self._accuracy)
             return

@@ -1,64 +1,109 @@
-"""What a run leaves behind: history.csv as it goes, then a summary, a table and two plots."""
+"""What a run leaves behind: history.csv as it goes, then clients, a summary, a table, plots."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median, stdev
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from .client import Client
 from .errors import ConfigError
-from .evaluation import Evaluation
+from .landscape import Landscape
+from .methods.floco import CENTER
 from .partition import Partition
 from .simulation import Round
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-HISTORY_COLUMNS = (
+_GLOBAL = ("accuracy", "macro_f1", "error_asymmetry", "cross_entropy")  # of Evaluation
+_LOCAL = (  # of LocalEvaluation
+    "mean_accuracy",
+    "pooled_accuracy",
+    "worst_accuracy",
+    "lowest_tenth_accuracy",
+    "std_accuracy",
+    "cross_entropy",
+    "calibration_error",
+)
+# Which model on which data: the evaluation of a round, and its columns by their measures.
+_EVALUATIONS: dict[str, dict[str, str]] = {
+    "evaluation": {name: name for name in (*_GLOBAL, "calibration_error")},
+    "global_on_local": {f"global_on_local_{name}": name for name in _LOCAL},
+    "personal_on_local": {f"personal_on_local_{name}": name for name in _LOCAL},
+}
+_MEASURES = tuple(column for columns in _EVALUATIONS.values() for column in columns)
+HISTORY_COLUMNS = ("method", "seed", "round", "seconds", "train_loss", *_MEASURES)
+CLIENT_COLUMNS = (
     "method",
     "seed",
-    "round",
-    "seconds",
-    "train_loss",
-    "accuracy",
-    "macro_f1",
-    "error_asymmetry",
-    "cross_entropy",
+    "client",
+    "train_samples",
+    "test_samples",
+    "dominant_class",
+    "global_on_local_accuracy",
+    "global_on_local_cross_entropy",
+    "personal_on_local_accuracy",
+    "personal_on_local_cross_entropy",
+    "subregion_center",
 )
-_MEASURES = HISTORY_COLUMNS[5:]
 _LAST = 10  # accuracy jumps from round to round under label skew: a mean says more
 
 
 @dataclass
 class Result:
-    """The rounds of one method under one seed, so far."""
+    """The rounds of one method under one seed, so far.
+
+    Attributes:
+        method: what the method is called.
+        seed: of the run.
+        marks: rounds in which something changes, by name.
+        rounds: as they were reported.
+        landscape: of its simplex, if there is one to show.
+    """
 
     method: str
     seed: int
+    marks: dict[str, int] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
+    landscape: Landscape | None = None
 
     @property
-    def evaluations(self) -> list[tuple[int, Evaluation]]:
-        """The evaluated rounds' numbers and evaluations."""
-        return [(r.number, r.evaluation) for r in self.rounds if r.evaluation is not None]
+    def evaluated(self) -> list[Round]:
+        """The rounds that were evaluated."""
+        return [round for round in self.rounds if round.evaluation is not None]
 
-    @property
-    def last(self) -> Evaluation | None:
-        """The last evaluation, if there is one."""
-        return self.evaluations[-1][1] if self.evaluations else None
+    def curve(self, column: str) -> dict[int, float]:
+        """A measure of history.csv by round, where it exists."""
+        values = {round.number: measures(round)[column] for round in self.evaluated}
+        return {number: value for number, value in values.items() if value is not None}
 
-    @property
-    def late_accuracy(self) -> float:
-        """Mean accuracy of the last 10 evaluations (of all where there are fewer); nan of none."""
-        late = [evaluation.accuracy for _, evaluation in self.evaluations[-_LAST:]]
-        return fmean(late) if late else math.nan
+    def last(self, column: str) -> float | None:
+        """A measure at the last evaluation that has it."""
+        return next(reversed(self.curve(column).values()), None)
+
+    def late(self, column: str) -> float:
+        """Its mean over the last 10 evaluations (over all where there are fewer); nan of none."""
+        values = [*self.curve(column).values()][-_LAST:]
+        return fmean(values) if values else math.nan
+
+
+def measures(round: Round) -> dict[str, float | None]:
+    """The measures of a round by their columns in history.csv; None for what does not exist."""
+    return {
+        column: getattr(getattr(round, evaluation), name, None)
+        for evaluation, columns in _EVALUATIONS.items()
+        for column, name in columns.items()
+    }
 
 
 class RunFolder:
@@ -73,7 +118,15 @@ class RunFolder:
             (on entering).
     """
 
-    FILES = ("config.json", "history.csv", "summary.json", "curves.png", "clients.png")
+    FILES = (
+        "config.json",
+        "history.csv",
+        "clients.csv",
+        "summary.json",
+        "curves.png",
+        "clients.png",
+        "simplex.png",
+    )
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         self.path = path
@@ -88,15 +141,13 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             for name in self.FILES:
                 (self.path / name).unlink(missing_ok=True)
-            self._file = (self.path / "history.csv").open("w", newline="", encoding="utf-8")
+            self._history = _CsvFile(self.path / "history.csv", HISTORY_COLUMNS)
+            self._clients = _CsvFile(self.path / "clients.csv", CLIENT_COLUMNS)
         except OSError as error:
             reason = error.strerror or error
             raise ConfigError(
                 f"out: wanted a folder to write in, got {self.path}: {reason}"
             ) from error
-        self._history = csv.writer(self._file, lineterminator="\n")
-        self._history.writerow(HISTORY_COLUMNS)
-        self._file.flush()
         return self
 
     def __exit__(
@@ -105,20 +156,54 @@ class RunFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self._history.close()
+        self._clients.close()
 
     def add(self, method: str, seed: int, round: Round) -> None:
-        """Writes one round to history.csv; what was not evaluated stays empty."""
-        measures = [getattr(round.evaluation, name, "") for name in _MEASURES]
-        self._history.writerow(
-            [method, seed, round.number, f"{round.seconds:.6f}", round.train_loss, *measures]
-        )
-        self._file.flush()
+        """Writes one round to history.csv; what does not exist stays empty."""
+        row = [method, seed, round.number, f"{round.seconds:.6f}", round.train_loss]
+        self._history.add([[*row, *measures(round).values()]])
+
+    def add_clients(self, method: str, seed: int, clients: Sequence[Client], round: Round) -> None:
+        """Writes a line a client to clients.csv, as they are after the round, an evaluated one."""
+        self._clients.add([method, seed, *_client_row(client, round)] for client in clients)
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Writes a JSON file; what is not finite becomes null."""
         text = json.dumps(_finite(values), indent=2, allow_nan=False)
         (self.path / name).write_text(text + "\n", encoding="utf-8")
+
+
+class _CsvFile:
+    """A CSV file; what has been added is on its way to the disk at once."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self._file = path.open("w", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        self.add([columns])
+
+    def add(self, rows: Iterable[Sequence[object]]) -> None:
+        self._writer.writerows(rows)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _client_row(client: Client, round: Round) -> list[object]:
+    """What clients.csv holds of a client, from its column "client" on."""
+    counts = client.class_counts()
+    row: list[object] = [client.number, len(client), len(client.test_indices)]
+    row.append(int(counts.argmax()) if len(client) else None)
+    for evaluation in (round.global_on_local, round.personal_on_local):
+        if evaluation is None or len(client.test_indices) == 0:
+            row += [None, None]
+        else:
+            row.append(evaluation.accuracies[client.number].item())
+            row.append(evaluation.cross_entropies[client.number].item())
+    center = client.state.get(CENTER)
+    row.append(None if center is None else " ".join(f"{value:.6g}" for value in center.tolist()))
+    return row
 
 
 def summarise(
@@ -143,9 +228,10 @@ def summarise(
                 "seed": result.seed,
                 "rounds": len(result.rounds),
                 "seconds": sum(round.seconds for round in result.rounds),
-                "accuracy_last_10": result.late_accuracy,
-                "best_accuracy": max((e.accuracy for _, e in result.evaluations), default=math.nan),
-                "last_evaluation": asdict(result.last) if result.last else None,
+                "accuracy_last_10": result.late("accuracy"),
+                "global_on_test": _last_and_best(result, "evaluation", "accuracy"),
+                "global_on_local": _last_and_best(result, "global_on_local", "mean_accuracy"),
+                "personal_on_local": _last_and_best(result, "personal_on_local", "mean_accuracy"),
             }
             for result in results
         ],
@@ -162,6 +248,47 @@ def summarise(
     }
 
 
+def _last_and_best(result: Result, evaluation: str, accuracy: str) -> dict[str, Any] | None:
+    """The last evaluation of a kind and the first one of the best accuracy, and their rounds."""
+    done = [round for round in result.evaluated if getattr(round, evaluation) is not None]
+    if not done:
+        return None
+    best = max(done, key=lambda round: getattr(getattr(round, evaluation), accuracy))
+    return {
+        name: {"round": round.number, **_numbers(getattr(round, evaluation))}
+        for name, round in (("last", done[-1]), ("best", best))
+    }
+
+
+def _numbers(evaluation: Any) -> dict[str, Any]:
+    """An evaluation's fields, but for its tensors (clients.csv has those)."""
+    return {key: value for key, value in vars(evaluation).items() if not torch.is_tensor(value)}
+
+
+_ROWS = (  # of the table: measure, title, scale, digits
+    ("accuracy", "global on test data: accuracy %", 100, 2),
+    ("accuracy_last_10", f"  mean of last {_LAST} %", 100, 2),
+    ("accuracy_minus_first", "    minus {first}, paired", 100, 2),
+    ("macro_f1", "  macro-F1", 1, 3),
+    ("error_asymmetry", "  error asymmetry", 1, 3),
+    ("cross_entropy", "  cross entropy", 1, 3),
+    ("calibration_error", "  calibration error", 1, 3),
+    *(
+        (f"{kind}_on_local_{name}", title, scale, digits)
+        for kind in ("global", "personal")
+        for name, title, scale, digits in (
+            ("mean_accuracy", f"{kind} on local data: mean accuracy %", 100, 2),
+            ("pooled_accuracy", "  pooled %", 100, 2),
+            ("worst_accuracy", "  worst client %", 100, 2),
+            ("lowest_tenth_accuracy", "  lowest tenth %", 100, 2),
+            ("std_accuracy", "  deviation over clients %", 100, 2),
+            ("calibration_error", "  calibration error", 1, 3),
+        )
+    ),
+    ("seconds_per_round", "seconds a round", 1, 3),
+)
+
+
 def summary_table(results: list[Result]) -> Table:
     """One column a method: mean +- standard deviation over seeds, and the paired difference."""
     from rich.table import Table
@@ -169,54 +296,100 @@ def summary_table(results: list[Result]) -> Table:
     columns = _columns(results)
     seeds = len({result.seed for result in results})
     over = f", mean ± std, {seeds} seeds" if seeds > 1 else ""
-    table = Table(title=f"Test data after the last round{over}")
+    table = Table(title=f"After the last round{over}")
     table.add_column("")
     for method in columns:
         table.add_column(method, justify="right")
-    for name, title, scale, digits in (
-        ("accuracy", "accuracy %", 100, 2),
-        ("accuracy_last_10", f"accuracy %, mean of last {_LAST}", 100, 2),
-        ("accuracy_minus_first", f"  minus {next(iter(columns), '')}, paired", 100, 2),
-        ("macro_f1", "macro-F1", 1, 3),
-        ("error_asymmetry", "error asymmetry", 1, 3),
-        ("cross_entropy", "cross entropy", 1, 3),
-        ("seconds_per_round", "seconds a round", 1, 3),
-    ):
+    for name, title, scale, digits in _ROWS:
         if name == "accuracy_minus_first" and len(columns) == 1:
             continue
-        table.add_row(title, *(_cell(values[name], scale, digits) for values in columns.values()))
+        cells = [_cell(values[name], scale, digits) for values in columns.values()]
+        if any(cell != _EMPTY for cell in cells) or not name.startswith(("global_", "personal_")):
+            table.add_row(title.format(first=next(iter(columns), "")), *cells)
     return table
 
 
 def plot_curves(results: list[Result], path: Path) -> None:
-    """Accuracy and training loss by round: a line a method, the band spans its seeds.
+    """Accuracies and training loss by round: a line a method, the band spans its seeds.
+
+    On the clients' local data it is their own models' accuracy, and dashed the global model's, or
+    the global model's alone. Rounds in which a method changes (Floco's tau) are marked.
 
     Args:
         results: each of at least one round.
         path: of the PNG file.
     """
-    figure, (above, below) = _subplots(2, 7, 7)
-    for method in _methods(results):
+    own, shared = "personal_on_local_mean_accuracy", "global_on_local_mean_accuracy"
+    local = any(run.curve(shared) for run in results)
+    figure, all_axes = _subplots(3 if local else 2, 7, 10 if local else 7)
+    above, *between, below = all_axes
+    for number, method in enumerate(_methods(results)):
         runs = [result for result in results if result.method == method]
-        accuracy = [{n: e.accuracy for n, e in run.evaluations} for run in runs]
+        color = f"C{number}"
+        _plot_mean(above, [run.curve("accuracy") for run in runs], color, label=method)
+        for axes in between:
+            personal = [run.curve(own) for run in runs]
+            _plot_mean(axes, personal, color)
+            linestyle = "--" if any(personal) else "-"
+            _plot_mean(axes, [run.curve(shared) for run in runs], color, linestyle=linestyle)
         train_loss = [{round.number: round.train_loss for round in run.rounds} for run in runs]
-        for axes, curves in ((above, accuracy), (below, train_loss)):
-            # Rounds that every seed has: a run that was stopped must not bend the mean.
-            rounds = sorted(set.intersection(*(set(curve) for curve in curves)))
-            values = [[curve[number] for curve in curves] for number in rounds]
-            axes.plot(rounds, [fmean(v) for v in values], label=method)
-            axes.fill_between(rounds, [min(v) for v in values], [max(v) for v in values], alpha=0.2)
+        _plot_mean(below, train_loss, color)
     above.set_ylabel("test accuracy")
+    for axes in between:
+        axes.set_ylabel("accuracy on local data, mean of clients\n(dashed: global model)")
     below.set_ylabel("training cross entropy")
     below.set_xlabel("round")
+    reached = max(len(result.rounds) for result in results)
+    marks = {mark for result in results for mark in result.marks.items() if mark[1] <= reached}
+    for axes in all_axes:
+        for name, number in sorted(marks):
+            axes.axvline(number, color="grey", linestyle=":")
+            place = {"xycoords": ("data", "axes fraction"), "ha": "right", "va": "top"}
+            axes.annotate(f"{name} ", (number, 1), **place)
     above.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _plot_mean(axes: Any, curves: list[dict[int, float]], color: str, **style: str) -> None:
+    """The mean of curves by round, and the band between the lowest and the highest."""
+    # Rounds that every seed has: a run that was stopped must not bend the mean.
+    rounds = sorted(set.intersection(*(set(curve) for curve in curves)))
+    values = [[curve[number] for curve in curves] for number in rounds]
+    axes.plot(rounds, [fmean(v) for v in values], color=color, **style)
+    bounds = [min(v) for v in values], [max(v) for v in values]
+    axes.fill_between(rounds, *bounds, color=color, alpha=0.2)
+
+
+def plot_simplex(results: list[Result], path: Path) -> None:
+    """The clients' subregions on the simplex, coloured by dominant class, and the loss along it.
+
+    Args:
+        results: each with a landscape.
+        path: of the PNG file.
+    """
+    figure, rows = _subplots(len(results), 7, 5.5 * len(results), sharex=False)
+    for result, axes in zip(results, rows, strict=True):
+        shown = result.landscape
+        assert shown is not None
+        filled = axes.contourf(shown.x, shown.y, shown.loss, levels=20, cmap="Greys")
+        figure.colorbar(filled, ax=axes, label="cross entropy on test data")
+        labels = sorted(set(shown.classes.tolist()))
+        for label in labels:
+            own = shown.centers[shown.classes == label]
+            axes.scatter(own[:, 0], own[:, 1], s=18, label=str(label), color=f"C{label % 10}")
+        axes.plot(*shown.middle.tolist(), "k*", markersize=12, label="simplex centre")
+        axes.set_title(f"{result.method}, seed {result.seed}: centres of the clients' subregions")
+        axes.set_xlabel("first principal component")
+        axes.set_ylabel("second")
+        if len(labels) <= 20:
+            axes.legend(title="dominant class", fontsize="small")
     figure.savefig(path, dpi=120)
 
 
 def plot_clients(label_counts: Tensor, path: Path) -> None:
     """The label distribution of the clients, int64 [clients, classes], stacked."""
     clients, num_classes = label_counts.shape
-    figure, axes = _subplots(1, min(6 + clients / 15, 16), 4)
+    figure, (axes,) = _subplots(1, min(6 + clients / 15, 16), 4)
     edges = [client - 0.5 for client in range(clients + 1)]
     bottom = label_counts.new_zeros(clients)
     for label in range(num_classes):
@@ -233,12 +406,12 @@ def plot_clients(label_counts: Tensor, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _subplots(rows: int, width: float, height: float) -> Any:
+def _subplots(rows: int, width: float, height: float, *, sharex: bool = True) -> Any:
     """A figure (drawn by Agg, whatever the user's backend) and its axes, one below the other."""
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained", figsize=(width, height))
-    return figure, figure.subplots(rows, sharex=True)
+    return figure, figure.subplots(rows, sharex=sharex, squeeze=False)[:, 0]
 
 
 def _methods(results: list[Result]) -> list[str]:
@@ -247,16 +420,17 @@ def _methods(results: list[Result]) -> list[str]:
 
 def _columns(results: list[Result]) -> dict[str, dict[str, list[float]]]:
     """By method and measure, the values of the seeds that have an evaluation."""
-    done = [result for result in results if result.last is not None]
-    first = {run.seed: run.late_accuracy for run in done if run.method == done[0].method}
+    done = [result for result in results if result.evaluated]
+    first = {run.seed: run.late("accuracy") for run in done if run.method == done[0].method}
     columns = {}
     for method in _methods(done):
         runs = [result for result in done if result.method == method]
+        last = {name: [run.last(name) for run in runs] for name in _MEASURES}
         columns[method] = {
-            **{name: [getattr(run.last, name) for run in runs] for name in _MEASURES},
-            "accuracy_last_10": [run.late_accuracy for run in runs],
+            **{name: [v for v in values if v is not None] for name, values in last.items()},
+            "accuracy_last_10": [run.late("accuracy") for run in runs],
             "accuracy_minus_first": [
-                run.late_accuracy - first[run.seed] for run in runs if run.seed in first
+                run.late("accuracy") - first[run.seed] for run in runs if run.seed in first
             ],
             # The median: the first round of a process warms up for all later ones.
             "seconds_per_round": [median(r.seconds for r in run.rounds) for run in runs],
@@ -270,9 +444,12 @@ def _mean_and_deviation(values: list[float]) -> dict[str, float]:
     return {"mean": mean, "std": stdev(values) if spread else math.nan}
 
 
+_EMPTY = "-"
+
+
 def _cell(values: list[float], scale: float, digits: int) -> str:
     if not values:
-        return "-"
+        return _EMPTY
     summary = _mean_and_deviation([scale * value for value in values])
     text = f"{summary['mean']:.{digits}f}"
     return text + (f" ± {summary['std']:.{digits}f}" if len(values) > 1 else "")

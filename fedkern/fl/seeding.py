@@ -7,6 +7,7 @@ the other clients did, and PyTorch's global generator is never touched.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
@@ -27,3 +28,24 @@ def generator(seed: int, purpose: str, *key: int) -> torch.Generator:
     text = repr((int(seed), purpose, *map(int, key)))
     digest = blake2b(text.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The generators of one client's work in one round: `draws("batches")` is a new one.
+
+    Attributes:
+        seed: the run's.
+        round: counted from 1.
+        client: its number.
+        work: what the client does beside its ordinary training, e.g. ``"personal"``; so the one
+            does not change the other's draws.
+    """
+
+    seed: int
+    round: int
+    client: int
+    work: str = ""
+
+    def __call__(self, purpose: str) -> torch.Generator:
+        return generator(self.seed, f"{self.work} {purpose}".strip(), self.round, self.client)

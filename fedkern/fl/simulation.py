@@ -7,79 +7,89 @@ It names no method: a method says what a client trains and how the server combin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 
+from .client import Client
 from .config import RunConfig
-from .data import Dataset
 from .errors import NonFiniteModelError
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation, LocalEvaluation, measure, measure_local, predict
 from .methods import Method, Update
-from .partition import Partition
-from .seeding import generator
-from .training import Client
+from .methods.base import ClientTask
+from .seeding import Draws, generator
+from .state import copied, holding, load, state_tensors
+
+BUFFERS = "buffers"  # in a client's state, where clients keep theirs: the model's buffers
 
 
 @dataclass(frozen=True)
 class Round:
-    """What is reported of one round.
+    """What is reported of one round; evaluations are None where they are not due.
 
     Attributes:
         number: counted from 1.
         seconds: wall-clock time of sampling, training and aggregation, without evaluation.
         train_loss: plain cross entropy of the round's training batches, mean over samples; nan if
             no sampled client holds data.
-        evaluation: of the global model on the test data, or None if not due in this round.
+        evaluation: of the global model on the global test data.
+        global_on_local: of the global model on the clients' local test data; None where they have
+            none.
+        personal_on_local: of each client's own model on its local test data; None where clients
+            have no models of their own, too.
     """
 
     number: int
     seconds: float
     train_loss: float
-    evaluation: Evaluation | None
+    evaluation: Evaluation | None = None
+    global_on_local: LocalEvaluation | None = None
+    personal_on_local: LocalEvaluation | None = None
 
 
 def simulate(
-    method: Method, model: nn.Module, dataset: Dataset, partition: Partition, config: RunConfig
+    method: Method, model: nn.Module, clients: Sequence[Client], config: RunConfig
 ) -> Iterator[Round]:
     """Runs federated learning and yields each round as it ends.
 
     The same arguments and number of threads give the same bits. To compare methods, pass each the
-    same partition, config and initial model: then each sees the same clients and batches.
+    same data, config and initial model: then each sees the same clients and batches.
 
     Args:
         method: trains clients and aggregates their updates.
-        model: the initial global model, on the device of `dataset`. It is trained in place: at
-            every yield it holds the global model, in between the clients'.
-        dataset: tensors on the device to train on.
-        partition: the samples of each client.
+        model: the initial global model, on the device of the clients' data set. It is made the
+            method's and trained in place: at every yield it holds the global model.
+        clients: at least one, new ones for every run: their states are filled as it goes.
         config: rounds, clients_per_round, eval_every, seed, and the settings of `local_sgd`.
 
     Raises:
+        ConfigError: the method cannot work with the model or the clients; before the first round.
         NonFiniteModelError: an aggregated model has nan or infinite entries.
+        RunError: what else a method cannot go on with.
     """
-    x, y, num_classes = dataset.x_train, dataset.y_train, dataset.num_classes
-    clients = [Client(x, y, index.to(y.device), num_classes) for index in partition.indices]
+    method.prepare(model, clients, generator(config.seed, "method"))
     for number in range(1, config.rounds + 1):
         started = perf_counter()
         train_loss = math.nan
+        method.begin_round(number, model, partial(ask_all, model, clients, config, number))
         sampled = sample_clients(len(clients), config, number)
-        active = [k for k in sampled if len(clients[k]) > 0]  # the others have weight 0
+        active = [clients[k] for k in sampled if len(clients[k]) > 0]  # the others have weight 0
         if active:
-            updates = _client_updates(method, model, clients, active, config, number)
-            aggregate = method.aggregate(updates)
-            _load_state(model, aggregate.state)
+            aggregate = method.aggregate(_updates(method, model, active, config, number))
+            load(state_tensors(model), aggregate.state)
             train_loss = aggregate.train_loss.item()
         seconds = perf_counter() - started
 
         _check_finite(model, number, train_loss)
-        evaluation = None
         if number % config.eval_every == 0 or number == config.rounds:
-            evaluation = evaluate(model, dataset.x_test, dataset.y_test, num_classes)
-        yield Round(number, seconds, train_loss, evaluation)
+            yield Round(number, seconds, train_loss, *_evaluate(method, model, clients, config))
+        else:
+            yield Round(number, seconds, train_loss)
 
 
 def sample_clients(clients: int, config: RunConfig, number: int) -> list[int]:
@@ -88,26 +98,65 @@ def sample_clients(clients: int, config: RunConfig, number: int) -> list[int]:
     return torch.randperm(clients, generator=draws)[: config.clients_per_round].tolist()
 
 
-def _client_updates(
-    method: Method,
-    model: nn.Module,
-    clients: list[Client],
-    active: list[int],
-    config: RunConfig,
-    number: int,
+def _updates(
+    method: Method, model: nn.Module, active: list[Client], config: RunConfig, number: int
 ) -> Iterator[Update]:
     """Trains the active clients one after the other, each from the global state, in one model."""
-    global_state = [tensor.clone() for tensor in model.state_dict().values()]
-    for k in active:
-        _load_state(model, global_state)
-        draws = generator(config.seed, "batches", number, k)
-        yield method.client_update(model, clients[k], config, draws)
+    tensors, buffers = state_tensors(model), list(model.buffers())
+    global_state = copied(tensors)
+    for client in active:
+        load(tensors, global_state)
+        if BUFFERS in client.state:
+            load(buffers, client.state[BUFFERS])
+        yield method.client_update(model, client, config, Draws(config.seed, number, client.number))
+        if config.buffers == "local":
+            client.state[BUFFERS] = copied(buffers)
 
 
-@torch.no_grad()
-def _load_state(model: nn.Module, state: list[Tensor]) -> None:
-    for own, tensor in zip(model.state_dict().values(), state, strict=True):
-        own.copy_(tensor)
+def ask_all(
+    model: nn.Module,
+    clients: Sequence[Client],
+    config: RunConfig,
+    number: int,
+    task: ClientTask,
+) -> Iterator[tuple[Client, Tensor]]:
+    """What every client with data replies to a task; the model holds the global state after it."""
+    tensors = state_tensors(model)
+    for client in clients:
+        if len(client) > 0:
+            with holding(tensors, tensors):
+                draws = Draws(config.seed, number, client.number, work="statistics")
+                reply = task(model, client, config, draws)
+            yield client, reply
+
+
+def _evaluate(
+    method: Method, model: nn.Module, clients: Sequence[Client], config: RunConfig
+) -> tuple[Evaluation, LocalEvaluation | None, LocalEvaluation | None]:
+    """The global model on the global test data; it and the clients' own on their local ones."""
+    dataset = clients[0].dataset
+    x, y, num_classes = dataset.x_test, dataset.y_test, dataset.num_classes
+    logits = predict(model, x)
+    evaluation = measure(logits, y, num_classes)
+    if not any(len(client.test_indices) for client in clients):
+        return evaluation, None, None
+    targets = [y[client.test_indices] for client in clients]
+    of_global = [logits[client.test_indices.to(logits.device)] for client in clients]
+    global_on_local = measure_local(of_global, targets, num_classes)
+
+    own_buffers = config.buffers == "local" and any(True for _ in model.buffers())
+    if not (method.personalises or own_buffers):
+        return evaluation, global_on_local, None
+    buffers = list(model.buffers())
+    personal = []
+    for client, shared in zip(clients, of_global, strict=True):
+        with holding(buffers, client.state[BUFFERS]) if BUFFERS in client.state else nullcontext():
+            own = method.personal_model(model, client)
+            if len(shared) and (own or BUFFERS in client.state):
+                with own or nullcontext():
+                    shared = predict(model, x[client.test_indices])
+        personal.append(shared)
+    return evaluation, global_on_local, measure_local(personal, targets, num_classes, "personal")
 
 
 def _check_finite(model: nn.Module, number: int, train_loss: float) -> None:

@@ -1,43 +1,27 @@
-"""Local training: what a client does with the global model in one round."""
+"""Local training: what a client does with a model in one round."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .augment import augment
+from .client import Client
 from .config import RunConfig
+from .losses import LossFunction
+from .seeding import Draws
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
 
+class Pull(NamedTuple):
+    """A term of the gradient that holds a model's parameters near others: strength (p - anchor)."""
 
-@dataclass(frozen=True)
-class Client:
-    """A client and its data: an index into tensors that all clients share.
-
-    Attributes:
-        inputs, targets: the whole training set, float32 [n, ...] and int64 [n].
-        indices: which of its samples are this client's, int64 [n_k], on the same device.
-        num_classes: of the data set.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    indices: Tensor
-    num_classes: int
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def shuffled(self, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The client's inputs and targets, copied in a new random order."""
-        order = torch.randperm(len(self), generator=draws).to(self.indices.device)
-        chosen = self.indices[order]
-        return self.inputs.index_select(0, chosen), self.targets.index_select(0, chosen)
+    strength: float
+    anchors: Sequence[Tensor]
 
 
 def local_sgd(
@@ -45,7 +29,9 @@ def local_sgd(
     client: Client,
     loss: LossFunction,
     config: RunConfig,
-    draws: torch.Generator,
+    draws: Draws,
+    *,
+    pull: Pull | None = None,
 ) -> Tensor:
     """Trains `model` in place on a client's data by mini-batch SGD with gradient-norm clipping.
 
@@ -56,14 +42,19 @@ def local_sgd(
         model: holds the parameters to start from.
         client: whose data, at least one sample.
         loss: maps a batch's logits and targets to the scalar that is minimised.
-        config: local_epochs, batch_size, lr, momentum, weight_decay and clip are used.
-        draws: a CPU generator; shuffles the data anew before every epoch.
+        config: local_epochs, batch_size, lr, momentum, weight_decay, clip, augment and buffers are
+            used.
+        draws: ``"batches"`` shuffles the data anew before every epoch, ``"augment"`` varies them.
+        pull: added to the gradient, before it is clipped; anchors in the order of the parameters.
 
     Returns:
         The plain cross entropy of the training batches, mean over samples and epochs, as a scalar
         on the device. It is the same quantity for every method, whatever its `loss` means.
     """
     model.train()
+    if config.buffers == "frozen":
+        for module in model.modules():  # one that keeps statistics uses them as they are
+            module.training = not any(True for _ in module.buffers(recurse=False))
     parameters = list(model.parameters())
     optimizer = torch.optim.SGD(
         parameters,
@@ -71,9 +62,11 @@ def local_sgd(
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
-    train_loss = torch.zeros((), device=client.inputs.device)
+    shuffling, varying = draws("batches"), draws("augment")
+    train_loss = torch.zeros((), device=client.indices.device)
     for _ in range(config.local_epochs):
-        inputs, targets = client.shuffled(draws)
+        inputs, targets = client.shuffled(shuffling)
+        inputs = augment(inputs, config.augmentations, varying)
         input_batches = torch.split(inputs, config.batch_size)
         target_batches = torch.split(targets, config.batch_size)
         epoch_logits = []
@@ -81,6 +74,8 @@ def local_sgd(
             logits = model(batch)
             optimizer.zero_grad()
             torch.autograd.backward(loss(logits, labels))
+            if pull is not None:
+                _add_pull(parameters, pull)
             if math.isfinite(config.clip):
                 nn.utils.clip_grad_norm_(parameters, config.clip)
             optimizer.step()
@@ -88,3 +83,10 @@ def local_sgd(
         # Once an epoch, for a second loss at every batch would cost as much as the first.
         train_loss = train_loss + F.cross_entropy(torch.cat(epoch_logits), targets)
     return train_loss / config.local_epochs
+
+
+@torch.no_grad()
+def _add_pull(parameters: Sequence[Tensor], pull: Pull) -> None:
+    for parameter, anchor in zip(parameters, pull.anchors, strict=True):
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter - anchor, alpha=pull.strength)

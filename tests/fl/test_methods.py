@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 import fedkern
 from fedkern import fl
-from fedkern.fl.methods import check_options
 
 CONFIG = fl.RunConfig(
     clients=6, clients_per_round=4, rounds=1, local_epochs=2, batch_size=8, lr=0.3, clip=0.5
@@ -84,7 +83,7 @@ def test_a_round_agrees_with_its_slow_twin(blobs, method, weighting, momentum):
     )
     options = {"counts": "client"} if method == "fedga-client" else {}
     built = fl.build_method(method.removesuffix("-client"), weighting=weighting, **options)
-    (only,) = fl.simulate(built, model, blobs, partition, config)
+    (only,) = fl.simulate(built, model, fl.make_clients(blobs, partition), config)
     # 60 or so steps in float64: rounding grows with them, a wrong term shows at 1e-3.
     torch.testing.assert_close(list(model.parameters()), expected, rtol=1e-9, atol=1e-11)
     assert only.train_loss == pytest.approx(expected_loss, rel=1e-9)
@@ -95,13 +94,13 @@ def test_the_methods_differ(blobs):
     methods = [
         fl.FedAvg(),
         fl.FedGA(),
-        fl.FedGA(counts="client"),
-        fl.FedGA(calibration="gradient"),
+        fl.FedGA(loss=fl.CalibratedCE(counts="client")),
+        fl.FedGA(loss=fl.CalibratedCE(calibration="gradient")),
     ]
     ends = set()
     for method in methods:
         model = fl.build_model("mlp", blobs, fl.generator(0, "model"))
-        list(fl.simulate(method, model, blobs, partition, CONFIG))
+        list(fl.simulate(method, model, fl.make_clients(blobs, partition), CONFIG))
         ends.add(model[1].weight.sum().item())
     assert len(ends) == len(methods)
 
@@ -110,20 +109,21 @@ def test_balanced_counts_make_fedga_fedavg(blobs):
     blobs = in_float64(blobs)
     partition = fl.Partition(list(torch.arange(240).split(40)), 0)  # 10 of each class a client
     ends = []
-    for method in (fl.FedAvg(), fl.FedGA(counts="client")):
+    for method in (fl.FedAvg(), fl.FedGA(loss=fl.CalibratedCE(counts="client"))):
         model = fl.build_model("mlp", blobs, fl.generator(0, "model")).double()
-        list(fl.simulate(method, model, blobs, partition, CONFIG))
+        list(fl.simulate(method, model, fl.make_clients(blobs, partition), CONFIG))
         ends.append(list(model.parameters()))
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
 
 
 def test_fedga_passes_its_options_to_the_loss(blobs):
-    client = fl.Client(blobs.x_train, blobs.y_train, torch.tensor([0, 1, 2, 4, 8]), 4)
+    client = fl.Client(0, blobs, torch.tensor([0, 1, 2, 4, 8]), torch.tensor([]))
     logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     labels = blobs.y_train[client.indices]
     for calibration in ("label", "gradient"):
         for counts, given in (("batch", None), ("client", torch.tensor([3, 1, 1, 0]))):
-            loss = fl.FedGA(calibration=calibration, counts=counts).loss(client)
+            method = fl.build_method("fedga", calibration=calibration, counts=counts)
+            loss = method.loss.for_client(client)
             # A batch that is not the whole client, so that its counts are others.
             ours = torch.autograd.grad(loss(logits[1:], labels[1:]), logits)
             direct = fedkern.calibrated_ce(
@@ -161,7 +161,11 @@ def test_aggregate_takes_each_update_before_the_next_changes_it():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("fedgaa", {}, "method: wanted one of fedavg, fedga, got 'fedgaa' (did you mean 'fedga'?)"),
+        (
+            "fedgaa",
+            {},
+            "method: wanted one of ditto, fedavg, fedga, floco, floco+, got 'fedgaa'",
+        ),
         ("fedavg", {"weighting": "sample"}, "weighting: wanted one of samples, uniform, got"),
         ("fedga", {"calibration": "labels"}, "calibration: wanted one of gradient, label, got"),
         ("fedga", {"counts": "round"}, "counts: wanted one of batch, client, got 'round'"),
@@ -173,9 +177,61 @@ def test_bad_options(name, options, message):
 
 
 def test_options_of_no_chosen_method_are_refused():
-    check_options(["fedavg", "fedga"], counts="client", weighting="samples")
-    check_options(["fedavg"], counts=None)
+    chosen = fl.build_methods(["fedavg", "fedga"], counts="client", weighting="samples")
+    assert chosen["fedga"].loss == fl.CalibratedCE(counts="client")
+    assert chosen["fedavg"].loss == fl.CrossEntropy()
+    assert chosen["fedavg"].weighting == chosen["fedga"].weighting == "samples"
+    fl.build_methods(["fedavg"], counts=None)
     with pytest.raises(
-        fl.ConfigError, match=r"^counts: wanted only with fedga, got it with fedavg$"
+        fl.ConfigError, match=r"^counts: wanted only with --loss calibrated_ce, got it with fedavg$"
     ):
-        check_options(["fedavg"], counts="client")
+        fl.build_methods(["fedavg"], counts="client")
+
+
+def test_any_method_takes_any_loss():
+    for name in fl.METHODS:
+        for loss, kind in fl.LOSSES.items():
+            assert type(fl.build_method(name, loss=loss).loss) is kind
+    assert fl.build_method("fedavg", loss="calibrated_ce").loss == fl.FedGA().loss
+    with pytest.raises(fl.ConfigError, match=r"^loss: wanted one of .* got 'ce'"):
+        fl.build_method("fedavg", loss="ce")
+
+
+def test_a_variant_has_options_of_its_own():
+    texts = ["floco", "floco --loss calibrated_ce", "floco   --rho=0.3 --loss calibrated_ce"]
+    methods = fl.build_methods(texts, tau=7, rho=0.2)
+    assert list(methods) == [*texts[:2], "floco --rho=0.3 --loss calibrated_ce"]
+    assert [method.rho for method in methods.values()] == [0.2, 0.2, 0.3]
+    assert [method.tau for method in methods.values()] == [7] * 3
+    assert [type(method.loss) for method in methods.values()] == [
+        fl.CrossEntropy,
+        fl.CalibratedCE,
+        fl.CalibratedCE,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "method: wanted a name and options, got ''"),
+        ("floco 'x", "method: wanted a name and options, got"),
+        ("floco tau 3", "method: wanted a name and options of methods (--option value), got"),
+        ("floco --tau", "method: wanted a name and options of methods (--option value), got"),
+        ("floco --seed 3", "method: wanted a name and options of methods (--option value), got"),
+        ("floco --tau 3.5", "tau: wanted int, got '3.5' in 'floco --tau 3.5'"),
+        ("fedavg --tau 3", "tau: wanted only with floco or floco+, got it with fedavg"),
+    ],
+)
+def test_bad_variants(text, message):
+    with pytest.raises(fl.ConfigError, match="^" + re.escape(message)):
+        fl.build_methods([text])
+
+
+def test_integers_are_not_averaged():
+    def updates():
+        for count in (3, 5):
+            yield fl.Update([torch.tensor(count), torch.tensor([1.0])], 1, torch.tensor(0.0))
+
+    counter, weight = fl.FedAvg().aggregate(updates()).state
+    assert (counter.dtype, counter.item()) == (torch.int64, 5)
+    assert weight.tolist() == [1.0]

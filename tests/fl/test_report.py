@@ -2,18 +2,22 @@ import csv
 import io
 import json
 import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
 from rich.console import Console
 
 from fedkern import fl
+from fedkern.fl.landscape import Landscape
 from fedkern.fl.report import (
     HISTORY_COLUMNS,
     Result,
     RunFolder,
     plot_clients,
     plot_curves,
+    plot_simplex,
     summarise,
     summary_table,
 )
@@ -24,12 +28,12 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def round_of(number, accuracy=None, train_loss=0.25):
     evaluation = None
     if accuracy is not None:
-        evaluation = fl.Evaluation("test", 10, accuracy, 0.5, 2.0, 1.5, [accuracy, math.nan], 1)
+        evaluation = fl.Evaluation(10, accuracy, 0.5, 2.0, 1.5, 0.05, [accuracy, math.nan], 1)
     return fl.Round(number, 0.125, train_loss, evaluation)
 
 
 def result_of(method, seed, *accuracies):
-    return Result(method, seed, [round_of(i + 1, a) for i, a in enumerate(accuracies)])
+    return Result(method, seed, {}, [round_of(i + 1, a) for i, a in enumerate(accuracies)])
 
 
 RESULTS = [
@@ -47,11 +51,13 @@ def test_history_is_written_round_by_round(tmp_path):
         # Read before it is closed: nothing waits in a buffer.
         rows = list(csv.reader((tmp_path / "a" / "b" / "history.csv").open()))
     assert tuple(rows[0]) == HISTORY_COLUMNS
-    assert ",".join(rows[0]) == (
-        "method,seed,round,seconds,train_loss,accuracy,macro_f1,error_asymmetry,cross_entropy"
+    assert ",".join(rows[0]).startswith(
+        "method,seed,round,seconds,train_loss,accuracy,macro_f1,error_asymmetry,cross_entropy,"
+        "calibration_error,global_on_local_mean_accuracy,"
     )
-    assert rows[1] == ["fedga", "3", "1", "0.125000", "0.25", repr(1 / 3), "0.5", "2.0", "1.5"]
-    assert rows[2] == ["fedga", "3", "2", "0.125000", "0.25", "", "", "", ""]
+    measured = [repr(1 / 3), "0.5", "2.0", "1.5", "0.05"]
+    assert rows[1] == ["fedga", "3", "1", "0.125000", "0.25", *measured, *[""] * 14]
+    assert rows[2] == ["fedga", "3", "2", "0.125000", "0.25", *[""] * 19]
 
 
 def test_a_run_is_not_overwritten_unless_asked_to(tmp_path):
@@ -63,7 +69,8 @@ def test_a_run_is_not_overwritten_unless_asked_to(tmp_path):
         RunFolder(tmp_path)
     with RunFolder(tmp_path, overwrite=True):
         pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.csv", "notes.txt"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["clients.csv", "history.csv", "notes.txt"]
     assert (tmp_path / "history.csv").read_text().count("\n") == 1
 
 
@@ -91,8 +98,10 @@ def test_summary_by_hand(tmp_path):
     assert fedavg["accuracy_minus_first"] == {"mean": 0.0, "std": 0.0}
     run = summary["runs"][1]
     assert (run["method"], run["seed"], run["rounds"], run["seconds"]) == ("fedga", 0, 2, 0.25)
-    assert run["best_accuracy"] == 0.7
-    assert run["last_evaluation"]["per_class_accuracy"][0] == 0.7
+    assert run["global_on_test"]["best"]["round"] == run["global_on_test"]["last"]["round"] == 2
+    assert run["global_on_test"]["best"]["accuracy"] == 0.7
+    assert run["global_on_test"]["last"]["per_class_accuracy"][0] == 0.7
+    assert run["global_on_local"] is run["personal_on_local"] is None
     assert summary["partitions"] == [
         {
             "seed": 0,
@@ -105,13 +114,13 @@ def test_summary_by_hand(tmp_path):
     with RunFolder(tmp_path) as folder:
         folder.write_json("summary.json", summary)
     read = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
-    assert read["runs"][1]["last_evaluation"]["per_class_accuracy"] == [0.7, None]
+    assert read["runs"][1]["global_on_test"]["last"]["per_class_accuracy"] == [0.7, None]
 
 
 def test_late_accuracy_is_over_the_last_ten_evaluations():
     accuracies = [None if i % 2 else i / 100 for i in range(40)]  # evaluated: 0, 2, ..., 38
-    assert result_of("fedga", 0, *accuracies).late_accuracy == pytest.approx(0.29)
-    assert math.isnan(result_of("fedga", 0, None).late_accuracy)
+    assert result_of("fedga", 0, *accuracies).late("accuracy") == pytest.approx(0.29)
+    assert math.isnan(result_of("fedga", 0, None).late("accuracy"))
 
 
 def shown(results):
@@ -140,7 +149,7 @@ def test_runs_that_were_cut_short():
         "mean": 0.7,
         "std": pytest.approx(math.nan, nan_ok=True),
     }
-    assert summary["runs"][3]["last_evaluation"] is None
+    assert summary["runs"][3]["global_on_test"] is None
     assert "70.00" in shown(cut)
     assert summarise([result_of("fedga", 0, None)], {}, "interrupted")["methods"] == {}
     shown([result_of("fedga", 0, None)])
@@ -167,3 +176,113 @@ def test_client_plot(tmp_path, shape):
     pytest.importorskip("matplotlib")
     plot_clients(torch.arange(shape[0] * shape[1]).view(shape), tmp_path / "clients.png")
     assert (tmp_path / "clients.png").read_bytes().startswith(PNG)
+
+
+def local_figures(correct, model="global"):
+    """Four clients of two samples, of which so many are right; a fifth has none."""
+    logits = [torch.eye(3)[:2]] * 4 + [torch.zeros(0, 3)]
+    targets = [torch.tensor([0 if n > 0 else 2, 1 if n > 1 else 2]) for n in correct]
+    return fl.measure_local(logits, [*targets, targets[0][:0]], 3, model)
+
+
+def local_round(number, global_correct, personal_correct=None):
+    round = round_of(number, 0.5)
+    personal = personal_correct and local_figures(personal_correct, "personal")
+    return replace(round, global_on_local=local_figures(global_correct), personal_on_local=personal)
+
+
+LOCAL_RESULTS = [
+    Result("fedavg", 0, {}, [local_round(1, [0, 1, 1, 2]), local_round(2, [0, 0, 0, 1])]),
+    Result(
+        "floco",
+        0,
+        {"tau": 2},
+        [local_round(1, [0, 1, 1, 2], [0, 1, 1, 2]), local_round(2, [1, 1, 1, 1], [2, 2, 2, 1])],
+    ),
+]
+
+
+def test_history_has_the_same_columns_with_and_without_local_figures(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        for result in LOCAL_RESULTS:
+            for round in result.rounds:
+                folder.add(result.method, 0, round)
+    with (tmp_path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["global_on_local_mean_accuracy"] for row in rows] == ["0.5", "0.125", "0.5", "0.5"]
+    assert [row["personal_on_local_mean_accuracy"] for row in rows] == ["", "", "0.5", "0.875"]
+    assert [row["personal_on_local_worst_accuracy"] for row in rows] == ["", "", "0.0", "0.5"]
+    assert rows[3]["personal_on_local_std_accuracy"] == repr(math.sqrt(3) / 8)
+
+
+def test_summary_says_which_model_on_which_data_last_and_best(tmp_path):
+    summary = summarise(LOCAL_RESULTS, {}, "complete")
+    fedavg, floco = summary["runs"]
+    assert fedavg["personal_on_local"] is None
+    assert fedavg["global_on_local"]["last"]["mean_accuracy"] == 0.125
+    assert fedavg["global_on_local"]["best"]["mean_accuracy"] == 0.5
+    assert fedavg["global_on_local"]["best"]["round"] == 1
+    assert floco["personal_on_local"]["best"]["round"] == 2
+    assert floco["personal_on_local"]["best"]["model"] == "personal"
+    assert summary["methods"]["floco"]["personal_on_local_mean_accuracy"]["mean"] == 0.875
+    with RunFolder(tmp_path) as folder:
+        folder.write_json("summary.json", summary)
+
+
+def test_table_has_local_figures_where_they_exist():
+    text = shown(LOCAL_RESULTS)
+    assert re.search(r"global on local data: mean accuracy % +│ +12\.50 │ +50\.00", text)
+    assert re.search(r"personal on local data: mean accuracy % +│ +- │ +87\.50", text)
+    assert "local data" not in shown(RESULTS)
+
+
+def test_clients_have_a_line_each(tmp_path, blobs):
+    partition = fl.Partition(list(torch.arange(240).split([100, 80, 40, 20, 0])), 0)
+    tests = [torch.tensor([0, 1])] * 4 + [torch.tensor([], dtype=torch.int64)]
+    clients = fl.make_clients(blobs, replace(partition, test_indices=tests))
+    clients[1].state["center"] = torch.tensor([0.25, 0.75, 0.0])
+    with RunFolder(tmp_path) as folder:
+        folder.add_clients("floco", 4, clients, LOCAL_RESULTS[1].rounds[1])
+        folder.add_clients("fedavg", 4, clients, LOCAL_RESULTS[0].rounds[1])
+    with (tmp_path / "clients.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10
+    assert [row["client"] for row in rows[:5]] == ["0", "1", "2", "3", "4"]
+    assert [row["train_samples"] for row in rows[:5]] == ["100", "80", "40", "20", "0"]
+    assert [row["personal_on_local_accuracy"] for row in rows] == ["1.0"] * 3 + ["0.5"] + [""] * 6
+    assert [row["subregion_center"] for row in rows[:3]] == ["", "0.25 0.75 0", ""]
+    assert rows[4]["dominant_class"] == rows[4]["global_on_local_accuracy"] == ""
+    assert (rows[0]["method"], rows[0]["seed"], rows[0]["test_samples"]) == ("floco", "4", "2")
+
+
+def test_curves_mark_tau_and_show_what_exists(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    save = figure.Figure.savefig
+    monkeypatch.setattr(
+        figure.Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k))
+    )
+    plot_curves(LOCAL_RESULTS, tmp_path / "curves.png")
+    plot_curves(RESULTS, tmp_path / "plain.png")
+    with_local, plain = (one.axes for one in drawn)
+    assert (len(with_local), len(plain)) == (3, 2)
+    for axes in with_local:
+        assert [text.get_text() for text in axes.texts] == ["tau "]
+    # FedAvg has no personal models, so its global one has the solid line.
+    lines = [(len(line.get_xdata()), line.get_linestyle()) for line in with_local[1].lines[:4]]
+    assert lines == [(0, "-"), (2, "-"), (2, "-"), (2, "--")]
+    assert not plain[0].texts
+    late = [replace(LOCAL_RESULTS[1], marks={"tau": 250})]
+    plot_curves(late, tmp_path / "late.png")
+    assert not drawn[-1].axes[0].texts
+
+
+def test_simplex_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    grid = torch.linspace(0, 1, 15).double()
+    shown = Landscape(
+        torch.rand(6, 2).double(), torch.arange(6) % 3, torch.zeros(2), grid, grid, grid.outer(grid)
+    )
+    results = [replace(result, landscape=shown) for result in LOCAL_RESULTS]
+    plot_simplex(results, tmp_path / "simplex.png")
+    assert (tmp_path / "simplex.png").read_bytes().startswith(PNG)

@@ -30,3 +30,11 @@ def test_global_generator_is_left_alone():
     before = torch.random.get_rng_state()
     first_numbers(0, "batches")
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_draws_of_a_client_in_a_round():
+    draws = fl.Draws(5, 3, 7)
+    assert torch.rand(8, generator=draws("batches")).tolist() == first_numbers(5, "batches", 3, 7)
+    own = fl.Draws(5, 3, 7, work="personal")
+    expected = first_numbers(5, "personal batches", 3, 7)
+    assert torch.rand(8, generator=own("batches")).tolist() == expected

@@ -17,7 +17,7 @@ def simulate(dataset, config, method=None, partition=None):
         dataset.y_train, config.clients, config.alpha, config.seed
     )
     model = fl.build_model("mlp", dataset, fl.generator(config.seed, "model"))
-    rounds = fl.simulate(method or fl.FedGA(), model, dataset, partition, config)
+    rounds = fl.simulate(method or fl.FedGA(), model, fl.make_clients(dataset, partition), config)
     return [replace(round, seconds=0.0) for round in rounds], list(model.parameters())
 
 
@@ -60,7 +60,7 @@ def test_evaluation_is_due_every_so_often_and_at_the_end(blobs):
 def test_model_holds_the_evaluated_global_model_at_every_yield(blobs):
     partition = fl.iid(blobs.y_train, CONFIG.clients, 0)
     model = fl.build_model("mlp", blobs, fl.generator(0, "model"))
-    for round in fl.simulate(fl.FedAvg(), model, blobs, partition, CONFIG):
+    for round in fl.simulate(fl.FedAvg(), model, fl.make_clients(blobs, partition), CONFIG):
         assert fl.evaluate(model, blobs.x_test, blobs.y_test, 4) == round.evaluation
 
 
@@ -103,7 +103,7 @@ def test_buffers_are_averaged_too(blobs):
     torch.random.set_rng_state(torch_state)
     partition = fl.iid(blobs.y_train, 2, 0)
     config = replace(CONFIG, clients=2, clients_per_round=2, rounds=1, local_epochs=1)
-    list(fl.simulate(fl.FedAvg(), model, blobs, partition, config))
+    list(fl.simulate(fl.FedAvg(), model, fl.make_clients(blobs, partition), config))
     # Eight batches each of 120 samples that have mean m: running mean m (1 - 0.9^8), roughly.
     expected = blobs.x_train.mean(0) * (1 - 0.9**8)
     torch.testing.assert_close(model[0].running_mean, expected, rtol=0, atol=0.2)
@@ -114,7 +114,7 @@ def test_a_global_model_that_is_not_finite_stops_the_run(blobs):
     partition = fl.iid(blobs.y_train, CONFIG.clients, 0)
     model = fl.build_model("mlp", blobs, fl.generator(0, "model"))
     config = replace(CONFIG, lr=1e30, clip=math.inf)
-    rounds = fl.simulate(fl.FedAvg(), model, blobs, partition, config)
+    rounds = fl.simulate(fl.FedAvg(), model, fl.make_clients(blobs, partition), config)
     with pytest.raises(
         fl.NonFiniteModelError, match=r"^round \d: wanted a finite global model, got nan"
     ):
@@ -134,6 +134,6 @@ def test_fedga_ends_above_fedavg_on_skewed_mnist(mnist, seed):
     late = {}
     for method in (fl.FedAvg(), fl.FedGA()):
         model = fl.build_model("auto", mnist, fl.generator(seed, "model"))
-        rounds = list(fl.simulate(method, model, mnist, partition, config))
+        rounds = list(fl.simulate(method, model, fl.make_clients(mnist, partition), config))
         late[type(method)] = sum(r.evaluation.accuracy for r in rounds[-10:]) / 10
     assert late[fl.FedGA] > late[fl.FedAvg] > 0.8, late

@@ -1,0 +1,62 @@
+"""A client: its data, and what it keeps from one round to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedkern import class_counts
+
+from .data import Dataset
+from .partition import Partition
+
+
+@dataclass(eq=False)
+class Client:
+    """A client and its data: positions in a data set that all clients share.
+
+    Attributes:
+        number: its place among the clients, from 0.
+        dataset: where its samples are.
+        indices: its training samples, int64 [n_k], on the data set's device.
+        test_indices: its local test samples, int64, may be empty.
+        state: what is kept with this client between rounds, by name (a method's personal model and
+            subregion, buffers of its own): empty before the first round.
+    """
+
+    number: int
+    dataset: Dataset
+    indices: Tensor
+    test_indices: Tensor
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def shuffled(self, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Its training inputs and targets, copied in a new random order."""
+        order = torch.randperm(len(self), generator=draws).to(self.indices.device)
+        chosen = self.indices[order]
+        inputs, targets = self.dataset.x_train, self.dataset.y_train
+        return inputs.index_select(0, chosen), targets.index_select(0, chosen)
+
+    def class_counts(self) -> Tensor:
+        """How many training samples it has of each class: int64 [num_classes]."""
+        return class_counts(self.dataset.y_train[self.indices], self.dataset.num_classes)
+
+
+def make_clients(dataset: Dataset, partition: Partition) -> list[Client]:
+    """New clients of a data set, a partition's in their order.
+
+    They have no local test samples if the partition has not shared the test set out.
+    """
+    device = dataset.y_train.device
+    nothing = torch.empty(0, dtype=torch.int64)
+    test_indices = partition.test_indices or [nothing] * len(partition.indices)
+    return [
+        Client(number, dataset, own.to(device), own_test.to(device))
+        for number, (own, own_test) in enumerate(zip(partition.indices, test_indices, strict=True))
+    ]

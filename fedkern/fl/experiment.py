@@ -1,0 +1,173 @@
+"""Methods compared under several seeds: from settings to the files of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+
+import fedkern
+
+from .augment import check_augment
+from .client import make_clients
+from .config import RunConfig
+from .data import Dataset, load_dataset
+from .errors import ConfigError, RunError
+from .landscape import landscape
+from .methods import Method, build_methods, describe
+from .models import build_model
+from .partition import Partition, make_partition
+from .progress import Progress
+from .report import (
+    Result,
+    RunFolder,
+    plot_clients,
+    plot_curves,
+    plot_simplex,
+    summarise,
+    summary_table,
+)
+from .seeding import generator
+from .simulation import simulate
+
+
+class Outcome(NamedTuple):
+    """How an experiment ended: its results so far, in words, and as an exit status."""
+
+    results: list[Result]
+    status: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is run; on construction by `prepare` everything has been checked.
+
+    Attributes:
+        methods: by what they are called.
+        config: of all runs, but for the seed.
+        dataset: on the CPU.
+        partitions: by seed.
+    """
+
+    methods: dict[str, Method]
+    config: RunConfig
+    dataset: Dataset
+    partitions: dict[int, Partition]
+
+    @classmethod
+    def prepare(cls, texts: Sequence[str], seeds: int, settings: dict[str, Any]) -> Experiment:
+        """Builds methods, data and partitions.
+
+        Args:
+            texts: the methods, see `build_methods`.
+            seeds: how many, from the config's upwards.
+            settings: of `RunConfig` and of the methods, None for those not given.
+
+        Raises:
+            ConfigError: the first thing that cannot be used.
+        """
+        if seeds < 1:
+            raise ConfigError(f"seeds: wanted an integer >= 1, got {seeds}")
+        own = {field.name for field in fields(RunConfig)}
+        options = {key: value for key, value in settings.items() if key not in own}
+        methods = build_methods(texts, **options)
+        config = RunConfig.for_dataset(
+            **{key: settings[key] for key in own if settings.get(key) is not None}
+        )
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        torch.backends.cudnn.deterministic = True  # the same seed gives the same bits on CUDA too
+        dataset = load_dataset(config.dataset, config.data_root, download=config.download)
+        check_augment(config.augmentations, dataset.sample_shape)
+        if config.normalize:
+            dataset = dataset.normalized()
+        partitions = {
+            seed: make_partition(dataset, replace(config, seed=seed))
+            for seed in range(config.seed, config.seed + seeds)
+        }
+        experiment = cls(methods, config, dataset, partitions)
+        for seed, partition in partitions.items():  # does it all fit?
+            for method in methods.values():
+                model = experiment.initial_model(seed)
+                method.prepare(model, make_clients(dataset, partition), generator(seed, "method"))
+        return experiment
+
+    def initial_model(self, seed: int) -> torch.nn.Module:
+        """The model that all methods start from, on the CPU."""
+        return build_model(self.config.model, self.dataset, generator(seed, "model"))
+
+    def run(self, folder: RunFolder, console: Console) -> Outcome:
+        """Runs, writes and reports; a run that stops early is reported as it is."""
+        config = self.config
+        folder.write_json(
+            "config.json",
+            {
+                "methods": {title: describe(method) for title, method in self.methods.items()},
+                "seeds": list(self.partitions),
+                **vars(config),
+                "threads": torch.get_num_threads(),
+                "device": str(config.torch_device()),
+                "build": {key: str(value) for key, value in fedkern.build_info().items()},
+            },
+        )
+        self._introduce(folder, console)
+        results: list[Result] = []
+        status, exit_code = "complete", 0
+        try:
+            self._simulate_all(folder, results, console)
+        except KeyboardInterrupt:
+            status, exit_code = "interrupted", 130
+        except RunError as error:
+            status, exit_code = str(error), 1
+
+        results = [result for result in results if result.rounds]
+        folder.write_json("summary.json", summarise(results, self.partitions, status))
+        if results:
+            plot_curves(results, folder.path / "curves.png")
+            console.print(summary_table(results))
+        on_simplex = [result for result in results if result.landscape is not None]
+        if on_simplex:
+            plot_simplex(on_simplex, folder.path / "simplex.png")
+        return Outcome(results, status, exit_code)
+
+    def _introduce(self, folder: RunFolder, console: Console) -> None:
+        """Says and shows who holds what, and which round a method waits for in vain."""
+        dataset = self.dataset
+        first = self.partitions[self.config.seed]
+        label_counts = first.label_counts(dataset.y_train, dataset.num_classes)
+        plot_clients(label_counts, folder.path / "clients.png")
+        for seed, partition in self.partitions.items():
+            line = f"seed {seed}: {partition.discarded} of {len(dataset.y_train)} training samples "
+            line += f"discarded, clients without data: {len(partition.clients_without_data)}"
+            console.print(line, highlight=False)
+        for title, method in self.methods.items():
+            for mark, number in method.marks.items():
+                if number > self.config.rounds:
+                    line = f"{title}: {mark} = {number} is after the last of the "
+                    line += f"{self.config.rounds} rounds"
+                    console.print(line, highlight=False)
+
+    def _simulate_all(self, folder: RunFolder, results: list[Result], console: Console) -> None:
+        """Fills `results` and the folder's files; what is there when it is interrupted, stays."""
+        config = self.config
+        device = config.torch_device()
+        on_device = self.dataset.to(device)
+        total = len(self.partitions) * len(self.methods) * config.rounds
+        with Progress(console, total) as progress:
+            for seed, partition in self.partitions.items():
+                for title, method in self.methods.items():
+                    result = Result(title, seed, method.marks)
+                    results.append(result)
+                    model = self.initial_model(seed).to(device)
+                    clients = make_clients(on_device, partition)
+                    for round in simulate(method, model, clients, replace(config, seed=seed)):
+                        result.rounds.append(round)
+                        folder.add(title, seed, round)
+                        progress.show(f"{title} seed {seed}", round, config.rounds)
+                    folder.add_clients(title, seed, clients, result.rounds[-1])
+                    if seed == config.seed:
+                        result.landscape = landscape(model, clients, seed)

@@ -1,0 +1,134 @@
+"""Floco: clients share a simplex of models (Grinwald, Wiesner, Nakajima, arXiv 2403.03333).
+
+The endpoints of chosen layers span a simplex; every training batch draws a point of it. In round
+tau each client's gradient gives it a subregion of the simplex. From then on the client trains on
+points of its subregion, and its own model is the one at the subregion's centre. The global model is
+at the centre of the simplex.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedkern.nn import endpoint_parameters, simplexify, subregion
+from fedkern.simplex import assign_subregions
+
+from ..client import Client
+from ..config import RunConfig, setting
+from ..errors import ConfigError, RunError
+from ..seeding import Draws
+from ..training import local_sgd
+from .base import AskAll, Update
+from .fedavg import WEIGHTING_HELP, FedAvg
+
+CENTER = "center"  # in a client's state: the centre of its subregion, [M]
+
+
+@dataclass(frozen=True)
+class Floco(FedAvg):
+    """FedAvg over the endpoints of a simplex, with a subregion for each client from round tau on.
+
+    A client that had no part in round tau (it had no data, or its gradient was not finite) keeps
+    the whole simplex and its centre.
+
+    Attributes:
+        endpoints: M, of the model's last layer. A model that has simplex layers already
+            (`fedkern.nn.simplexify`) keeps them, and their M.
+        tau: the round, counted from 1, at whose start the subregions are assigned.
+        rho: radius of the subregions in the L1 norm.
+    """
+
+    weighting: str = setting("samples", WEIGHTING_HELP)
+    endpoints: int = setting(10, "of the simplex")
+    tau: int = setting(250, "round in which clients are assigned subregions")
+    rho: float = setting(0.1, "L1 radius of a client's subregion")
+
+    personalises: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("endpoints", "tau"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: wanted an integer >= 1, got {getattr(self, name)}")
+        if not (self.rho >= 0 and math.isfinite(self.rho)):
+            raise ConfigError(f"rho: wanted a finite number >= 0, got {self.rho}")
+
+    @property
+    def marks(self) -> dict[str, int]:
+        """The round of the assignment."""
+        return {"tau": self.tau}
+
+    def prepare(self, model: nn.Module, clients: Sequence[Client], draws: torch.Generator) -> None:
+        """Makes the last layer a simplex, unless the model has one.
+
+        Raises:
+            ConfigError: fewer clients with data than the simplex has endpoints, or than two.
+        """
+        if not endpoint_parameters(model):
+            simplexify(model, num_endpoints=self.endpoints, generator=draws)
+        num_endpoints = len(endpoint_parameters(model)[0])
+        with_data = sum(len(client) > 0 for client in clients)
+        if with_data < max(2, num_endpoints):
+            raise ConfigError(
+                f"clients: wanted at least {max(2, num_endpoints)} with data, to place on a "
+                f"simplex of {num_endpoints} endpoints, got {with_data}"
+            )
+
+    def begin_round(self, number: int, model: nn.Module, ask_all: AskAll) -> None:
+        """In round tau every client with data gets its subregion (section 3 of the paper)."""
+        if number != self.tau:
+            return
+        replies = [
+            (client, gradient)
+            for client, gradient in ask_all(self.pseudo_gradient)
+            if gradient.isfinite().all()
+        ]
+        num_endpoints = len(endpoint_parameters(model)[0])
+        if len(replies) < max(2, num_endpoints):
+            raise RunError(
+                f"round {number}: wanted gradients of at least {max(2, num_endpoints)} clients to "
+                f"assign subregions, got {len(replies)}; a lower lr may help"
+            )
+        centers = assign_subregions(torch.stack([g for _, g in replies]), num_endpoints)
+        for (client, _), center in zip(replies, centers, strict=True):
+            client.state[CENTER] = center
+
+    def pseudo_gradient(
+        self, model: nn.Module, client: Client, config: RunConfig, draws: Draws
+    ) -> Tensor:
+        """What a round of training changes in the endpoints, global minus local, flat [D]."""
+        before = _flat(model)
+        with subregion(model, generator=draws("alpha")):
+            local_sgd(model, client, self.loss.for_client(client), config, draws)
+        return before - _flat(model)
+
+    def client_update(
+        self, model: nn.Module, client: Client, config: RunConfig, draws: Draws
+    ) -> Update:
+        """Trains `model`, which holds the global state, on points of the client's subregion."""
+        with subregion(model, **self.region(client), generator=draws("alpha")):
+            return super().client_update(model, client, config, draws)
+
+    def region(self, client: Client) -> dict[str, Any]:
+        """Where the client trains: its subregion, or the whole simplex while it has none."""
+        center = client.state.get(CENTER)
+        return {} if center is None else {"center": center, "radius": self.rho}
+
+    def personal_model(
+        self, model: nn.Module, client: Client
+    ) -> AbstractContextManager[object] | None:
+        """The model at the centre of the client's subregion; before round tau the global one."""
+        if CENTER not in client.state:
+            return None
+        return subregion(model, client.state[CENTER])
+
+
+def _flat(model: nn.Module) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in endpoint_parameters(model)])
