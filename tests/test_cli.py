@@ -205,6 +205,41 @@ def test_every_partition_runs_and_has_its_picture(tmp_path, partition):
     assert (tmp_path / "out" / "clients.png").stat().st_size > 1000
 
 
+def test_femnist_with_a_client_a_writer(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, samples in (("train", 12), ("test", 4)):
+        data = {
+            f"writer{k}": {
+                "x": rng.random((samples, 784)).round(3).tolist(),
+                "y": rng.integers(0, 62, samples).tolist(),
+            }
+            for k in range(5)
+        }
+        content = {"users": list(data), "num_samples": [samples] * 5, "user_data": data}
+        folder = tmp_path / "no-data" / "femnist" / part
+        folder.mkdir(parents=True)
+        (folder / "all.json").write_text(json.dumps(content))
+    options = ("--dataset", "femnist", "--clients", 4, "--clients-per-round", 4, "--rounds", 2)
+    options += ("--method", "floco", "--endpoints", 3, "--tau", 2, "--local-epochs", 1)
+    result = fedkern_command("run", *options, "--out", "out")
+    assert result.exit_code == 0
+    assert "12 of 60 training samples discarded" in result.stdout
+    with (tmp_path / "out" / "clients.csv").open() as file:
+        clients = list(csv.DictReader(file))
+    assert [(c["train_samples"], c["test_samples"]) for c in clients] == [("12", "4")] * 4
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["model"], config["partition"]) == ("cnn", "natural")
+
+
+def test_normalised_and_augmented_inputs_change_the_run(tmp_path):
+    losses = set()
+    for flags in ((), ("--normalize",), ("--augment", "crop,flip")):
+        options = ("--rounds", 1, "--out", "out", "--overwrite")
+        assert fedkern_command("run", *options, *flags).exit_code == 0
+        losses.add(history(tmp_path / "out")[0]["train_loss"])
+    assert len(losses) == 3
+
+
 def test_own_data(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {

@@ -329,6 +329,32 @@ def test_a_client_that_failed_or_came_late_has_the_whole_simplex(blobs):
     assert len(rounds) == 3
 
 
+def test_a_client_that_joins_after_tau_takes_part(blobs):
+    everyone = clients_of(blobs, [50, 50, 50, 50, 40])
+    clients, late = everyone[:4], everyone[4]
+    config = replace(CONFIG, clients=5, clients_per_round=5)
+    method = fl.Floco(tau=2)
+    seen = []
+
+    class Spy(fl.Floco):
+        def client_update(self, model, client, config, draws):
+            seen.append((draws.round, client.number, "center" in client.state))
+            return super().client_update(model, client, config, draws)
+
+    model = network(torch.Generator().manual_seed(1), 3, torch.float32)
+    for round in fl.simulate(Spy(tau=2), model, clients, config):
+        if round.number == 2:
+            clients.append(late)
+    assert sorted(seen)[-5:] == [
+        (3, 0, True),
+        (3, 1, True),
+        (3, 2, True),
+        (3, 3, True),
+        (3, 4, False),
+    ]
+    assert method.personal_model(model, late) is None
+
+
 def test_too_few_answers_at_tau_end_the_run_with_a_reason(blobs):
     class Failing(fl.Floco):
         def pseudo_gradient(self, model, client, config, draws):
