@@ -418,6 +418,17 @@ def test_radius_0_is_the_center_in_training_too(radius: float | None) -> None:
     assert torch.equal(draws.get_state(), seeded(0).get_state())
 
 
+def test_radius_2_is_the_whole_simplex_around_any_center() -> None:
+    model = twins()
+    with subregion(model, BETA, 2.0, generator=seeded(1)):
+        assert torch.equal(points(model), simplex.sample(3, generator=seeded(1)))
+    centers = BETA.expand(4, 3)
+    with subregion(model, centers, 2.5, generator=seeded(1)):
+        found = model(INPUT).detach()
+    expected = simplex.sample(3, [4], generator=seeded(1))
+    torch.testing.assert_close(found, expected.expand(3, 4, 3), rtol=0, atol=0)
+
+
 def test_a_centers_later_values_do_not_matter() -> None:
     model, center = twins(), BETA.clone()
     with subregion(model, center):

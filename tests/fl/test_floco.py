@@ -434,3 +434,17 @@ def test_published_defaults():
         "rho": 0.1,
     }
     assert fl.FlocoPlus().lamda == fl.Ditto().lamda == 1.0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["floco", "floco+", "ditto"])
+def test_a_gpu_gives_what_the_cpu_gives(blobs64, name):
+    """The draws are the same, so in float64 the runs differ by rounding alone."""
+    ends = []
+    for device in ("cpu", "cuda"):
+        model = network(torch.Generator().manual_seed(1), 3).to(device)
+        rounds, model, clients = run(fl.build_method(name, tau=2), blobs64.to(device), model=model)
+        own = torch.stack([client.state.get(CENTER, torch.ones(3)).cpu() for client in clients])
+        ends.append(([p.detach().cpu() for p in model.parameters()], own.double()))
+        assert rounds[-1].personal_on_local is not None
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-6)
