@@ -56,7 +56,9 @@ def _with_settings(command: Command) -> Command:
     parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     for name, (field, kind) in options.items():
         flags = (f"--{name.replace('_', '-')}",)  # spelled out: no --no-download
-        default = "" if field.default is None or kind is bool else f" (default {field.default})"
+        default = (
+            "" if kind is bool or field.default in (None, "") else f" (default {field.default})"
+        )
         option = typer.Option(*flags, help=field.metadata["help"] + default)
         parameters.append(
             inspect.Parameter(

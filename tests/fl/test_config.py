@@ -13,8 +13,11 @@ def test_defaults_of_the_data_sets():
     assert shape(fl.RunConfig()) == shape(fl.RunConfig.for_dataset("digits")) == (20, 5, 32, 50)
     assert shape(fl.RunConfig.for_dataset("mnist")) == (100, 10, 64, 100)
     assert shape(fl.RunConfig.for_dataset("fashion-mnist")) == (100, 10, 64, 100)
-    for name in ("cifar10", "cifar100", "svhn"):
+    for name in ("cifar10", "cifar100", "svhn", "tiny-imagenet"):
         assert shape(fl.RunConfig.for_dataset(name)) == (100, 10, 64, 200)
+    assert shape(fl.RunConfig.for_dataset("femnist")) == (100, 30, 50, 500)
+    assert fl.RunConfig.for_dataset("femnist").partition == "natural"
+    assert fl.RunConfig.for_dataset("tiny-imagenet").model == "resnet20"
     config = fl.RunConfig.for_dataset("cifar10")
     assert (config.local_epochs, config.lr, config.clip, config.alpha) == (2, 0.1, 5.0, 0.1)
 
@@ -34,6 +37,8 @@ def test_given_values_win_over_defaults_and_none_does_not():
         "batch_size",
         "eval_every",
         "threads",
+        "folds",
+        "shards",
     ],
 )
 @pytest.mark.parametrize("value", [0, -3])
@@ -69,6 +74,12 @@ def test_clip_must_be_positive(value):
         ({"clients_per_round": 21}, "^clients_per_round: wanted at most clients = 20, got 21$"),
         ({"model": "lenett"}, "^model: wanted one of .*, got 'lenett' .did you mean 'lenet'?"),
         ({"partition": "idd"}, "^partition: wanted one of .*, got 'idd' .did you mean 'iid'?"),
+        ({"buffers": "keep"}, "^buffers: wanted one of aggregate, frozen, local, got 'keep'"),
+        ({"augment": "crop,crop"}, "^augment: wanted each name once, got 'crop,crop'$"),
+        ({"augment": "rotate"}, "^augment: wanted one of crop, flip, got 'rotate'"),
+        ({"least_samples": -1}, "^least_samples: wanted an integer >= 0, got -1$"),
+        ({"fold_share": 1.5}, r"^fold_share: wanted a number in \[0, 1\], got 1.5$"),
+        ({"fold_share": math.nan}, r"^fold_share: wanted a number in \[0, 1\], got nan$"),
         ({"device": "gpu"}, "^device: wanted auto, cpu, cuda or cuda:N, got 'gpu'$"),
         ({"device": "meta"}, "^device: wanted auto, cpu, cuda or cuda:N, got 'meta'$"),
         ({"device": "cuda:99"}, "^device: wanted .* got 'cuda:99', but PyTorch sees"),
@@ -84,3 +95,8 @@ def test_device():
     assert fl.RunConfig(device="cpu").torch_device() == torch.device("cpu")
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert fl.RunConfig().torch_device() == torch.device(expected)
+
+
+def test_augmentations():
+    assert fl.RunConfig().augmentations == ()
+    assert fl.RunConfig(augment="flip, crop").augmentations == ("flip", "crop")
