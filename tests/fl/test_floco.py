@@ -206,6 +206,20 @@ def test_statistics_change_nothing_else(blobs):
         )
 
 
+def test_statistics_cost_one_local_training_a_client(blobs):
+    """Forward passes in training mode, round by round, of clients of ten to seventy samples."""
+    model = network(torch.Generator().manual_seed(1), 3, torch.float32)
+    passes = []
+    model.register_forward_pre_hook(lambda module, _: passes.append(module.training))
+    clients = clients_of(blobs)
+    batches = [2 * math.ceil(size / 8) for size in UNEVEN]
+    for round in fl.simulate(fl.FlocoPlus(tau=2), model, clients, CONFIG):
+        sampled = fl.sample_clients(6, CONFIG, round.number)
+        expected = 2 * sum(batches[k] for k in sampled)  # the shared and the personal model
+        assert sum(passes) == expected + (sum(batches) if round.number == 2 else 0)
+        passes.clear()
+
+
 def test_statistics_do_not_touch_personal_models(blobs):
     seen = []
 
