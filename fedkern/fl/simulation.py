@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -147,16 +147,24 @@ def _evaluate(
     own_buffers = config.buffers == "local" and any(True for _ in model.buffers())
     if not (method.personalises or own_buffers):
         return evaluation, global_on_local, None
-    buffers = list(model.buffers())
-    personal = []
-    for client, shared in zip(clients, of_global, strict=True):
-        with holding(buffers, client.state[BUFFERS]) if BUFFERS in client.state else nullcontext():
-            own = method.personal_model(model, client)
-            if len(shared) and (own or BUFFERS in client.state):
-                with own or nullcontext():
-                    shared = predict(model, x[client.test_indices])
-        personal.append(shared)
-    return evaluation, global_on_local, measure_local(personal, targets, num_classes, "personal")
+    of_clients = [
+        _personal_logits(method, model, client, shared)
+        for client, shared in zip(clients, of_global, strict=True)
+    ]
+    return evaluation, global_on_local, measure_local(of_clients, targets, num_classes, "personal")
+
+
+def _personal_logits(method: Method, model: nn.Module, client: Client, shared: Tensor) -> Tensor:
+    """The client's own model on its local test data; `shared` are the global model's logits."""
+    buffers, personal = client.state.get(BUFFERS), method.personal_model(model, client)
+    if len(shared) == 0 or (buffers is None and personal is None):
+        return shared
+    with ExitStack() as own:
+        if buffers is not None:
+            own.enter_context(holding(list(model.buffers()), buffers))
+        if personal is not None:
+            own.enter_context(personal)
+        return predict(model, client.dataset.x_test[client.test_indices])
 
 
 def _check_finite(model: nn.Module, number: int, train_loss: float) -> None:
