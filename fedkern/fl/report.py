@@ -25,7 +25,13 @@ from .simulation import Round
 if TYPE_CHECKING:
     from rich.table import Table
 
-_GLOBAL = ("accuracy", "macro_f1", "error_asymmetry", "cross_entropy")  # of Evaluation
+_GLOBAL = (  # of Evaluation
+    "accuracy",
+    "macro_f1",
+    "error_asymmetry",
+    "cross_entropy",
+    "calibration_error",
+)
 _LOCAL = (  # of LocalEvaluation
     "mean_accuracy",
     "pooled_accuracy",
@@ -37,7 +43,7 @@ _LOCAL = (  # of LocalEvaluation
 )
 # Which model on which data: the evaluation of a round, and its columns by their measures.
 _EVALUATIONS: dict[str, dict[str, str]] = {
-    "evaluation": {name: name for name in (*_GLOBAL, "calibration_error")},
+    "evaluation": {name: name for name in _GLOBAL},
     "global_on_local": {f"global_on_local_{name}": name for name in _LOCAL},
     "personal_on_local": {f"personal_on_local_{name}": name for name in _LOCAL},
 }
