@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -395,6 +396,8 @@ def test_ctrl_c(tmp_path):
         **process("run", "--rounds", 10**6, "--threads", 1, "--out", "out"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        # A shell that runs the tests in the background has it ignored, and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
         path = tmp_path / "out" / "history.csv"
