@@ -3,8 +3,8 @@
     FEDKERN_DATA=DATA python examples/floco_cifar10.py OUT [OPTION=VALUE ...]
 
 The settings of Floco's five-fold experiments (arXiv 2403.03333), but for 100 rounds instead of 500
-with the subregions assigned in round 50. It takes two hours of one core for each run. Options such
-as rounds=4 tau=2 try something else.
+with the subregions assigned in round 50. On two busy cores it took 100 minutes. Options such as
+rounds=4 tau=2 try something else.
 """
 
 import sys
