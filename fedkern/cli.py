@@ -151,8 +151,11 @@ def _run_experiment(
         names = [title.replace(" --", "-").replace(" ", "-") for title in experiment.methods]
         title = "-".join([Path(experiment.config.dataset).stem, *names])
         out = Path("runs") / f"{title}-{datetime.now():%Y%m%d-%H%M%S}"
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a file has room for a table of many methods
     with RunFolder(out, overwrite=overwrite) as folder:
-        _, status, exit_code = experiment.run(folder, Console())
+        _, status, exit_code = experiment.run(folder, console)
     typer.echo(f"fedkern: {status}; results are in {out}", err=exit_code != 0)
     for picture in ("curves.png", "simplex.png"):
         if (out / picture).exists():
