@@ -19,6 +19,7 @@ from fedkern.fl.experiment import Experiment
 from fedkern.fl.report import (
     Result,
     RunFolder,
+    file_name,
     plot_curves,
     plot_simplex,
     summary_table,
@@ -52,7 +53,7 @@ def run(method: str, out: Path, settings: dict[str, object]) -> list[Result]:
     """One method in a folder of its own."""
     own = {k: v for k, v in settings.items() if k not in OF_FLOCO or method.startswith("floco")}
     experiment = Experiment.prepare([method], seeds=1, settings=own)
-    with RunFolder(out / method.replace(" --", "-").replace(" ", "-")) as folder:
+    with RunFolder(out / file_name(method)) as folder:
         return experiment.run(folder, Console()).results
 
 

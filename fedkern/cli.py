@@ -18,7 +18,7 @@ from rich.table import Table
 import fedkern
 from fedkern import fl
 from fedkern.fl.experiment import Experiment
-from fedkern.fl.report import RunFolder
+from fedkern.fl.report import RunFolder, file_name
 
 app = typer.Typer(
     name="fedkern",
@@ -148,7 +148,7 @@ def _run_experiment(
     """Runs every method under every seed. Nothing is written before everything is checked."""
     experiment = Experiment.prepare(methods, seeds, settings)
     if out is None:
-        names = [title.replace(" --", "-").replace(" ", "-") for title in experiment.methods]
+        names = map(file_name, experiment.methods)
         title = "-".join([Path(experiment.config.dataset).stem, *names])
         out = Path("runs") / f"{title}-{datetime.now():%Y%m%d-%H%M%S}"
     console = Console()

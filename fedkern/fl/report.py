@@ -41,13 +41,12 @@ _LOCAL = (  # of LocalEvaluation
     "cross_entropy",
     "calibration_error",
 )
-# Which model on which data: the evaluation of a round, and its columns by their measures.
-_EVALUATIONS: dict[str, dict[str, str]] = {
-    "evaluation": {name: name for name in _GLOBAL},
-    "global_on_local": {f"global_on_local_{name}": name for name in _LOCAL},
-    "personal_on_local": {f"personal_on_local_{name}": name for name in _LOCAL},
+# The measures of history.csv: which evaluation of a round, and which of its fields.
+_MEASURES: dict[str, tuple[str, str]] = {
+    **{name: ("evaluation", name) for name in _GLOBAL},
+    **{f"global_on_local_{name}": ("global_on_local", name) for name in _LOCAL},
+    **{f"personal_on_local_{name}": ("personal_on_local", name) for name in _LOCAL},
 }
-_MEASURES = tuple(column for columns in _EVALUATIONS.values() for column in columns)
 HISTORY_COLUMNS = ("method", "seed", "round", "seconds", "train_loss", *_MEASURES)
 CLIENT_COLUMNS = (
     "method",
@@ -90,7 +89,7 @@ class Result:
 
     def curve(self, column: str) -> dict[int, float]:
         """A measure of history.csv by round, where it exists."""
-        values = {round.number: measures(round)[column] for round in self.evaluated}
+        values = {round.number: measure(round, column) for round in self.evaluated}
         return {number: value for number, value in values.items() if value is not None}
 
     def last(self, column: str) -> float | None:
@@ -103,13 +102,16 @@ class Result:
         return fmean(values) if values else math.nan
 
 
-def measures(round: Round) -> dict[str, float | None]:
-    """The measures of a round by their columns in history.csv; None for what does not exist."""
-    return {
-        column: getattr(getattr(round, evaluation), name, None)
-        for evaluation, columns in _EVALUATIONS.items()
-        for column, name in columns.items()
-    }
+def measure(round: Round, column: str) -> float | None:
+    """A measure of history.csv; None if it does not exist."""
+    evaluation, name = _MEASURES[column]
+    value: float | None = getattr(getattr(round, evaluation), name, None)
+    return value
+
+
+def file_name(title: str) -> str:
+    """What a method and its options are called in a path."""
+    return title.replace(" --", "-").replace(" ", "-")
 
 
 class RunFolder:
@@ -168,7 +170,7 @@ class RunFolder:
     def add(self, method: str, seed: int, round: Round) -> None:
         """Writes one round to history.csv; what does not exist stays empty."""
         row = [method, seed, round.number, f"{round.seconds:.6f}", round.train_loss]
-        self._history.add([[*row, *measures(round).values()]])
+        self._history.add([[*row, *(measure(round, column) for column in _MEASURES)]])
 
     def add_clients(self, method: str, seed: int, clients: Sequence[Client], round: Round) -> None:
         """Writes a line a client to clients.csv, as they are after the round, an evaluated one."""

@@ -122,11 +122,12 @@ def ask_all(
 ) -> Iterator[tuple[Client, Tensor]]:
     """What every client with data replies to a task; the model holds the global state after it."""
     tensors = state_tensors(model)
+    global_state = copied(tensors)
     for client in clients:
         if len(client) > 0:
-            with holding(tensors, tensors):
-                draws = Draws(config.seed, number, client.number, work="statistics")
-                reply = task(model, client, config, draws)
+            draws = Draws(config.seed, number, client.number, work="statistics")
+            reply = task(model, client, config, draws)
+            load(tensors, global_state)
             yield client, reply
 
 
@@ -168,8 +169,7 @@ def _personal_logits(method: Method, model: nn.Module, client: Client, shared: T
 
 
 def _check_finite(model: nn.Module, number: int, train_loss: float) -> None:
-    state = model.state_dict().values()
-    if not torch.stack([tensor.isfinite().all() for tensor in state]).all():
+    if not torch.stack([tensor.isfinite().all() for tensor in state_tensors(model)]).all():
         raise NonFiniteModelError(
             f"round {number}: wanted a finite global model, got nan or infinity after aggregation "
             f"(training loss {train_loss:.4g}); a lower lr or clip may help"

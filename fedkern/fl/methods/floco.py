@@ -73,12 +73,12 @@ class Floco(FedAvg):
         """
         if not endpoint_parameters(model):
             simplexify(model, num_endpoints=self.endpoints, generator=draws)
-        num_endpoints = len(endpoint_parameters(model)[0])
+        num_endpoints, needed = _num_endpoints_and_clients(model)
         with_data = sum(len(client) > 0 for client in clients)
-        if with_data < max(2, num_endpoints):
+        if with_data < needed:
             raise ConfigError(
-                f"clients: wanted at least {max(2, num_endpoints)} with data, to place on a "
-                f"simplex of {num_endpoints} endpoints, got {with_data}"
+                f"clients: wanted at least {needed} with data, to place on a simplex of "
+                f"{num_endpoints} endpoints, got {with_data}"
             )
 
     def begin_round(self, number: int, model: nn.Module, ask_all: AskAll) -> None:
@@ -90,11 +90,11 @@ class Floco(FedAvg):
             for client, gradient in ask_all(self.pseudo_gradient)
             if gradient.isfinite().all()
         ]
-        num_endpoints = len(endpoint_parameters(model)[0])
-        if len(replies) < max(2, num_endpoints):
+        num_endpoints, needed = _num_endpoints_and_clients(model)
+        if len(replies) < needed:
             raise RunError(
-                f"round {number}: wanted gradients of at least {max(2, num_endpoints)} clients to "
-                f"assign subregions, got {len(replies)}; a lower lr may help"
+                f"round {number}: wanted gradients of at least {needed} clients to assign "
+                f"subregions, got {len(replies)}; a lower lr may help"
             )
         centers = assign_subregions(torch.stack([g for _, g in replies]), num_endpoints)
         for (client, _), center in zip(replies, centers, strict=True):
@@ -128,6 +128,12 @@ class Floco(FedAvg):
         if CENTER not in client.state:
             return None
         return subregion(model, client.state[CENTER])
+
+
+def _num_endpoints_and_clients(model: nn.Module) -> tuple[int, int]:
+    """M of the model's simplex, and how many clients an assignment to it takes at least."""
+    num_endpoints = len(endpoint_parameters(model)[0])
+    return num_endpoints, max(2, num_endpoints)
 
 
 def _flat(model: nn.Module) -> Tensor:
