@@ -7,6 +7,7 @@
 #include "build_facts.h"
 #include "common/cpu_capability.h"
 #include "ops/calibrated_ce.h"
+#include "ops/sgd_step.h"
 #include "ops/simplex_project.h"
 #include "ops/simplex_sample.h"
 #include "ops/simplex_sample_ball.h"
@@ -19,6 +20,7 @@ TORCH_LIBRARY(fedkern, m) {
   m.def("calibrated_ce_backward_(Tensor(a!) gradient, Tensor grad_loss, Tensor target, int ignore_index, bool grouped) -> ()");
   m.def("centered_gram(Tensor stats) -> Tensor");
   m.def("class_counts(Tensor target, SymInt num_classes, int ignore_index=-100, bool grouped=False) -> Tensor");
+  m.def("sgd_step_(Tensor(a!) param, Tensor(b!) grad, Tensor(c!)? momentum_buffer, Tensor? anchor, Tensor? alpha, Tensor? active, float lr, float momentum=0.0, float weight_decay=0.0, float? max_norm=None, float pull=0.0, bool zero_grad=False) -> ()");
   m.def("simplex_riesz_energy(Tensor points, float s=2.0, float min_distance=1e-4) -> Tensor");
   m.def("simplex_riesz_energy_by_size(Tensor scores, Tensor sizes, Tensor? wanted=None, bool screen=False) -> Tensor");
   m.def("simplex_project(Tensor x, Tensor z, int dim=-1) -> (Tensor result, Tensor support)");
@@ -37,6 +39,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cpu_capability") = fedkern::cpu_capability_name();
   // The same as in torch.ops.fedkern, without torch.ops' interpretation of the schema.
   m.def("calibrated_ce", torch::wrap_pybind_function_no_gil(fedkern::call_calibrated_ce));
+  m.def("sgd_step_", torch::wrap_pybind_function_no_gil(fedkern::call_sgd_step_));
   m.def("simplex_project", torch::wrap_pybind_function_no_gil(fedkern::call_simplex_project));
   m.def("simplex_project", torch::wrap_pybind_function_no_gil(fedkern::call_simplex_project_onto));
   // The keys are drawn on the way to these operators.

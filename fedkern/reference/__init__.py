@@ -2,6 +2,7 @@
 
 from fedkern.reference.calibrated_ce import calibrated_ce
 from fedkern.reference.class_counts import class_counts
+from fedkern.reference.sgd_step import sgd_step
 from fedkern.reference.simplex_assign_subregions import simplex_assign_subregions
 from fedkern.reference.simplex_interpolate import simplex_interpolate
 from fedkern.reference.simplex_project import simplex_project
@@ -12,6 +13,7 @@ from fedkern.reference.simplex_sample_ball import simplex_sample_ball
 __all__ = [
     "calibrated_ce",
     "class_counts",
+    "sgd_step",
     "simplex_assign_subregions",
     "simplex_interpolate",
     "simplex_project",

@@ -1,0 +1,174 @@
+// Compiled once per CPU capability (common/cpu_capability.h). Two passes over memory: the norm
+// reads the gradient and, with a pull, parameters and anchor; the update reads all there is and
+// writes parameters and momentum. Either does less arithmetic than the caches take to deliver.
+
+#include "ops/cpu/sgd_step_kernel.h"
+
+#include <cstring>
+#include <type_traits>
+
+#include "common/macros.h"
+#include "common/unrolled.h"
+#include "common/vector.h"
+#include "common/vector_chunk.h"
+#include "common/vector_reduce.h"
+
+namespace fedkern {
+namespace {
+
+// ---- the norm ----------------------------------------------------------------------------------
+
+// Element i is added to sum i % kSums, whatever the capability. The squares are taken in double:
+// they cannot overflow there and, but for float64, are exact.
+constexpr int64_t kSums = 32;
+
+// Of g' = factor grad + pull (param - anchor) with kPull, else of grad.
+template <bool kPull, typename scalar_t>
+double sum_of_squares(const scalar_t* grad, accumulate_t<scalar_t> factor, const scalar_t* param,
+                      const scalar_t* anchor, accumulate_t<scalar_t> pull, int64_t size) {
+  using C = Chunk<scalar_t>;
+  using V = typename C::V;
+  using D = Vector<double>;
+  constexpr int kWide = Wide<typename C::T>::kParts;
+  constexpr int kVectors = kSums / D::size();  // of sums
+  constexpr int kParts = kVectors / kWide;     // of gradients in as many elements
+  D sums[kVectors];
+  unrolled<kVectors>([&](auto i) { sums[i] = D(0.0); });
+  const auto add = [&](const scalar_t* g, const scalar_t* p, const scalar_t* a) {
+    unrolled<kParts / C::kParts>([&](auto chunk) {
+      constexpr int64_t kFirst = chunk * C::kSize;
+      C grads = C::load(g + kFirst, C::kSize);
+      if constexpr (kPull) {
+        const C params = C::load(p + kFirst, C::kSize), anchors = C::load(a + kFirst, C::kSize);
+        unrolled<C::kParts>([&](auto i) {
+          grads.part[i] =
+              fmadd(V(pull), params.part[i] - anchors.part[i], V(factor) * grads.part[i]);
+        });
+      }
+      unrolled<C::kParts>([&](auto i) {
+        const auto wide = widen(grads.part[i]);
+        unrolled<kWide>([&](auto k) {
+          D& sum = sums[(chunk * C::kParts + i) * kWide + k];
+          sum = fmadd(wide.part[k], wide.part[k], sum);
+        });
+      });
+    });
+  };
+  int64_t j = 0;
+  for (; j + kSums <= size; j += kSums) add(grad + j, param + j, anchor + j);
+  if (j < size) {
+    scalar_t tail[3][kSums] = {};
+    const size_t bytes = (size - j) * sizeof(scalar_t);
+    std::memcpy(tail[0], grad + j, bytes);
+    if constexpr (kPull) {
+      std::memcpy(tail[1], param + j, bytes);
+      std::memcpy(tail[2], anchor + j, bytes);
+    }
+    add(tail[0], tail[1], tail[2]);
+  }
+  double lanes[kSums];
+  unrolled<kVectors>([&](auto i) { sums[i].store(lanes + i * D::size()); });
+  for (int64_t half = kSums / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
+template <typename scalar_t>
+void squares(const SgdStepRow<scalar_t>& row, const SgdStepSizes& sizes,
+             accumulate_t<scalar_t> pull, int64_t begin, int64_t end, double* sums) {
+  using T = accumulate_t<scalar_t>;
+  for (int64_t index = begin; index < end; ++index) {
+    const SgdStepPiece piece = sizes.piece(index, kSgdStepPiece);
+    const scalar_t* const grad = row.grad + piece.first;
+    const auto pulled = [&](T factor, int64_t first) {
+      return sum_of_squares<true>(grad, factor, row.param + first, row.anchor + first, pull,
+                                  piece.size);
+    };
+    double& sum = sums[index];
+    if (piece.endpoints == 0 && row.anchor) {
+      sum = pulled(T(1), piece.first);
+      continue;
+    }
+    const double shared =
+        row.anchor ? 0 : sum_of_squares<false>(grad, T(1), grad, grad, pull, piece.size);
+    sum = piece.endpoints == 0 ? shared : 0;
+    for (int64_t m = 0; m < piece.endpoints; ++m) {
+      const double alpha = row.alpha[m];
+      // A weight of 0 makes nan of an infinite gradient.
+      sum += row.anchor ? pulled(row.alpha[m], piece.first + m * sizes.endpoint)
+                        : alpha * alpha * shared;
+    }
+  }
+}
+
+// ---- the update --------------------------------------------------------------------------------
+
+template <bool kMomentum, bool kPull, bool kDecay, typename scalar_t>
+void update_elements(const SgdStepFactors<accumulate_t<scalar_t>>& factors, const scalar_t* grad,
+                     const scalar_t* anchor, scalar_t* param, scalar_t* momentum, int64_t size) {
+  using C = Chunk<scalar_t>;
+  using V = typename C::V;
+  const SgdStepFactors<V> all{V(factors.grad), V(factors.pull), V(factors.weight_decay),
+                              V(factors.momentum), V(factors.minus_lr)};
+  for_each_chunk<C::kSize>(size, [&](int64_t j, int64_t count) {
+    const C grads = C::load(grad + j, count);
+    C params = C::load(param + j, count), anchors, momenta;
+    if constexpr (kPull) anchors = C::load(anchor + j, count);
+    if constexpr (kMomentum) momenta = C::load(momentum + j, count);
+    unrolled<C::kParts>([&](auto i) {
+      sgd_step<kMomentum, kPull, kDecay>(all, grads.part[i], anchors.part[i], params.part[i],
+                                         momenta.part[i]);
+    });
+    params.store(param + j, count);
+    if constexpr (kMomentum) momenta.store(momentum + j, count);
+  });
+}
+
+// call(std::bool_constant<flags>()...)
+template <typename Call>
+FEDKERN_ALWAYS_INLINE void with_constants(const Call& call) {
+  call();
+}
+template <typename Call, typename... Flags>
+FEDKERN_ALWAYS_INLINE void with_constants(const Call& call, bool flag, Flags... flags) {
+  const auto rest = [&](auto constant) {
+    with_constants([&](auto... constants) { call(constant, constants...); }, flags...);
+  };
+  flag ? rest(std::true_type()) : rest(std::false_type());
+}
+
+template <typename scalar_t>
+void update(const SgdStepRow<scalar_t>& row, const SgdStepSizes& sizes,
+            const SgdStepFactors<accumulate_t<scalar_t>>& factors, bool zero_grad, int64_t begin,
+            int64_t end) {
+  const auto update_pieces = [&](auto momentum, auto pull, auto decay) {
+    for (int64_t index = begin; index < end; ++index) {
+      const SgdStepPiece piece = sizes.piece(index, kSgdStepPiece);
+      const auto update_at = [&](const auto& with, int64_t first) {
+        update_elements<momentum, pull, decay>(with, row.grad + piece.first, row.anchor + first,
+                                               row.param + first, row.momentum_buffer + first,
+                                               piece.size);
+      };
+      if (piece.endpoints == 0) update_at(factors, piece.first);
+      for (int64_t m = 0; m < piece.endpoints; ++m) {
+        auto weighted = factors;
+        weighted.grad = factors.grad * row.alpha[m];
+        update_at(weighted, piece.first + m * sizes.endpoint);
+      }
+      if (zero_grad) std::memset(row.grad + piece.first, 0, piece.size * sizeof(scalar_t));
+    }
+  };
+  with_constants(update_pieces, row.momentum_buffer != nullptr, row.anchor != nullptr,
+                 factors.weight_decay != 0);
+}
+
+}  // namespace
+
+FEDKERN_DEFINE_VARIANT(SgdStepKernelsByDtype, sgd_step_kernels) = {
+    {&squares<float>, &update<float>},
+    {&squares<double>, &update<double>},
+    {&squares<c10::BFloat16>, &update<c10::BFloat16>},
+    {&squares<c10::Half>, &update<c10::Half>}};
+
+}  // namespace fedkern
