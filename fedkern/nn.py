@@ -28,7 +28,7 @@ Before that, beta comes from what all clients learned on the whole simplex (no `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -173,7 +173,7 @@ class _Pass:
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         layer = next(_simplex_layers(model), None)
-        if layer is not None:
+        if layer is not None and layer._interpolated is None:
             self.point = layer._point
             if self.point.begin(self) and model.training:
                 self.point.draw(layer, (*args, *kwargs.values()))
@@ -197,6 +197,7 @@ class _SimplexLayer(nn.Module):
     weight: Any  # the plain layer's, until `_span` drops it
     batched_dim: int  # of an input with a batch dimension, at least
     _point: _Point
+    _interpolated: Tensor | None = None  # see `interpolated`
 
     @property
     def num_endpoints(self) -> int:
@@ -249,6 +250,8 @@ class _SimplexLayer(nn.Module):
             theta.copy_(nn.init.xavier_normal_(start, generator=_fork(generator)))
 
     def forward(self, input: Tensor) -> Tensor:
+        if self._interpolated is not None:
+            return self._plain(input, self._interpolated, self.bias)
         if self.num_endpoints == 1:
             # The plain layer to the bit, which a drawn alpha, 1 but for rounding, is not.
             return self._plain(input, self.endpoints[0], self.bias)
@@ -617,6 +620,28 @@ def _checked_region(
     return center, radius
 
 
+@contextmanager
+def interpolated(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
+    """Gives a model's simplex layers their weights, while in this context; no point is drawn.
+
+    For loops that interpolate by themselves, in memory of their own, and want the gradient of the
+    interpolated weights: the endpoints' is alpha_m times it.
+
+    Args:
+        model: with simplex layers.
+        weights: theta(alpha) of each simplex layer, in the order of ``model.modules()``.
+    """
+    layers = list(_simplex_layers(model))
+    before = [layer._interpolated for layer in layers]
+    try:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer._interpolated = weight
+        yield
+    finally:
+        for layer, weight_before in zip(layers, before, strict=True):
+            layer._interpolated = weight_before
+
+
 def endpoint_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The endpoints [M, ...] of a model's simplex layers, in the order of ``model.modules()``.
 
@@ -630,5 +655,9 @@ def _simplex_layers(model: nn.Module) -> Iterator[_SimplexLayer]:
 
 
 def _has_pass(model: nn.Module) -> bool:
-    hooks = model._forward_pre_hooks.values()
-    return any(isinstance(getattr(hook, "__self__", None), _Pass) for hook in hooks)
+    return any(map(is_pass, model._forward_pre_hooks.values()))
+
+
+def is_pass(hook: object) -> bool:
+    """Whether a hook of a model is one that `simplexify` or `subregion` put there."""
+    return isinstance(getattr(hook, "__self__", None), _Pass)

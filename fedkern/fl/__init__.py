@@ -14,7 +14,7 @@ A run in a few lines::
 The command line (`fedkern run`, `fedkern compare`) does this, with files and plots.
 """
 
-from .augment import AUGMENTATIONS, augment
+from .augment import AUGMENTATIONS, draw_windows, through_windows
 from .client import Client, make_clients
 from .config import RunConfig
 from .data import DATASETS, Dataset, load_dataset
@@ -54,9 +54,9 @@ from .partition import (
     natural,
     shards,
 )
+from .reading import Reader, scaled
 from .seeding import Draws, generator
 from .simulation import Round, sample_clients, simulate
-from .training import local_sgd
 
 __all__ = [
     "AUGMENTATIONS",
@@ -89,7 +89,6 @@ __all__ = [
     "RunConfig",
     "RunError",
     "Update",
-    "augment",
     "build_method",
     "build_methods",
     "build_model",
@@ -101,7 +100,6 @@ __all__ = [
     "generator",
     "iid",
     "load_dataset",
-    "local_sgd",
     "local_test_indices",
     "make_clients",
     "make_partition",

@@ -15,6 +15,11 @@ from .models import MODELS
 from .partition import PARTITIONS
 
 
+ENGINES = ("serial", "vmap", "auto")
+LAYERS = ("fast", "plain")
+BUFFERS = ("aggregate", "local", "frozen")
+
+
 def setting(default: Any, help: str) -> Any:
     """A dataclass field that is a command-line option too, with this `help`."""
     return field(default=default, metadata={"help": help})
@@ -56,7 +61,13 @@ class RunConfig:
     augment: str = setting("", "of training images: crop, flip or crop,flip; none by default")
     eval_every: int = setting(1, "rounds from one evaluation to the next; the last has one too")
     seed: int = setting(0, "seed of everything random: partition, model, sampling, batches")
-    threads: int | None = setting(None, "CPU threads; PyTorch's choice if not given")
+    threads: int | None = setting(None, "CPU threads of each worker; 1 if not given")
+    workers: int | None = setting(None, "clients trained side by side; as the CPU has room for")
+    engine: str = setting(
+        "serial", "serial; vmap, a round's clients as one batch; auto, what is faster in round 1"
+    )
+    layers: str = setting("fast", f"implementations of layers: {', '.join(LAYERS)}")
+    compile: bool = setting(False, "torch.compile the local step")
     device: str = setting("auto", "auto (cuda where there is one), cpu, cuda or cuda:N")
     data_root: str | None = setting(None, "folder of the data sets; else FEDKERN_DATA")
     download: bool = setting(False, "download a missing data set")
@@ -78,6 +89,10 @@ class RunConfig:
                 raise ConfigError(f"{name}: wanted an integer >= 1, got {value}")
         if self.buffers not in BUFFERS:
             raise unknown_name("buffers", self.buffers, BUFFERS)
+        if self.engine not in ENGINES:
+            raise unknown_name("engine", self.engine, ENGINES)
+        if self.layers not in LAYERS:
+            raise unknown_name("layers", self.layers, LAYERS)
         if self.least_samples < 0:
             raise ConfigError(f"least_samples: wanted an integer >= 0, got {self.least_samples}")
         if not 0 <= self.fold_share <= 1:
@@ -124,8 +139,6 @@ class RunConfig:
         return device
 
 
-BUFFERS = ("aggregate", "local", "frozen")
-
 _COUNTS = (
     "clients",
     "clients_per_round",
@@ -134,6 +147,7 @@ _COUNTS = (
     "batch_size",
     "eval_every",
     "threads",
+    "workers",
     "folds",
     "shards",
 )

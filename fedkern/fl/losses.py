@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 import fedkern
@@ -16,8 +14,6 @@ from .client import Client
 from .config import setting
 from .errors import unknown_name
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-
 CALIBRATIONS = ("label", "gradient")
 COUNTS = ("batch", "client")
 
@@ -25,17 +21,28 @@ COUNTS = ("batch", "client")
 class Loss(Protocol):
     """A loss and its options."""
 
-    def for_client(self, client: Client) -> LossFunction:
-        """Maps a batch's logits and targets of this client to the scalar to minimise."""
+    def class_counts(self, client: Client) -> Tensor | None:
+        """What it needs to know of a client: class counts, [num_classes], or nothing."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, class_counts: Tensor | None) -> Tensor:
+        """The scalar to minimise for a batch of a client: a mean over samples.
+
+        Samples whose target is -100 count for nothing. It must work under `torch.vmap`, mapped over
+        all arguments.
+        """
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
     """Plain softmax cross entropy."""
 
-    def for_client(self, client: Client) -> LossFunction:
-        """Maps a batch's logits and targets to the scalar to minimise."""
-        return F.cross_entropy
+    def class_counts(self, client: Client) -> Tensor:
+        """As many of each class: those make the calibrated cross entropy the plain one."""
+        return torch.ones(client.dataset.num_classes, device=client.indices.device)
+
+    def __call__(self, logits: Tensor, targets: Tensor, class_counts: Tensor | None) -> Tensor:
+        """The mean over samples, in one pass for loss and gradient."""
+        return fedkern.calibrated_ce(logits, targets, class_counts=class_counts)
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,15 @@ class CalibratedCE:
         if self.counts not in COUNTS:
             raise unknown_name("counts", self.counts, COUNTS)
 
-    def for_client(self, client: Client) -> LossFunction:
-        """Maps a batch's logits and targets of this client to the scalar to minimise."""
-        counts = client.class_counts() if self.counts == "client" else None
-        return partial(fedkern.calibrated_ce, class_counts=counts, calibration=self.calibration)  # type: ignore[arg-type]
+    def class_counts(self, client: Client) -> Tensor | None:
+        """The client's, unless each batch has its own."""
+        return client.class_counts() if self.counts == "client" else None
+
+    def __call__(self, logits: Tensor, targets: Tensor, class_counts: Tensor | None) -> Tensor:
+        """The mean over samples."""
+        return fedkern.calibrated_ce(
+            logits, targets, class_counts=class_counts, calibration=cast(Any, self.calibration)
+        )
 
 
 # Dataclasses that are a `Loss`; their fields are options on the command line.

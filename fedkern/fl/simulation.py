@@ -12,18 +12,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .client import Client
 from .config import RunConfig
+from .engine import Engine, make_engine
 from .errors import NonFiniteModelError
 from .evaluation import Evaluation, LocalEvaluation, measure, measure_local, predict
+from .flat import FlatModel, State
 from .methods import Method, Update
-from .methods.base import ClientTask
 from .seeding import Draws, generator
-from .state import copied, holding, load, state_tensors
+from .training import Job, LocalWork
 
 BUFFERS = "buffers"  # in a client's state, where clients keep theirs: the model's buffers
 
@@ -34,6 +36,7 @@ class Round:
 
     Attributes:
         number: counted from 1.
+        engine: what trained it and what was chosen: `Engine.facts`.
         seconds: wall-clock time of sampling, training and aggregation, without evaluation.
         train_loss: plain cross entropy of the round's training batches, mean over samples; nan if
             no sampled client holds data.
@@ -47,6 +50,7 @@ class Round:
     number: int
     seconds: float
     train_loss: float
+    engine: dict[str, Any]
     evaluation: Evaluation | None = None
     global_on_local: LocalEvaluation | None = None
     personal_on_local: LocalEvaluation | None = None
@@ -73,23 +77,25 @@ def simulate(
         RunError: what else a method cannot go on with.
     """
     method.prepare(model, clients, generator(config.seed, "method"))
+    engine = make_engine(model, clients[0].dataset, config)
     for number in range(1, config.rounds + 1):
         started = perf_counter()
         train_loss = math.nan
-        method.begin_round(number, model, partial(ask_all, model, clients, config, number))
+        method.begin_round(number, engine.model, partial(ask_all, engine, clients, config, number))
         sampled = sample_clients(len(clients), config, number)
         active = [clients[k] for k in sampled if len(clients[k]) > 0]  # the others have weight 0
         if active:
-            aggregate = method.aggregate(_updates(method, model, active, config, number))
-            load(state_tensors(model), aggregate.state)
+            aggregate = method.aggregate(_updates(method, engine, active, config, number))
+            engine.model.load(aggregate.state)
             train_loss = aggregate.train_loss.item()
         seconds = perf_counter() - started
 
-        _check_finite(model, number, train_loss)
+        _check_finite(engine.model, number, train_loss)
         if number % config.eval_every == 0 or number == config.rounds:
-            yield Round(number, seconds, train_loss, *_evaluate(method, model, clients, config))
+            evaluations = _evaluate(method, engine.model, clients, config)
+            yield Round(number, seconds, train_loss, engine.facts, *evaluations)
         else:
-            yield Round(number, seconds, train_loss)
+            yield Round(number, seconds, train_loss, engine.facts)
 
 
 def sample_clients(clients: int, config: RunConfig, number: int) -> list[int]:
@@ -99,45 +105,50 @@ def sample_clients(clients: int, config: RunConfig, number: int) -> list[int]:
 
 
 def _updates(
-    method: Method, model: nn.Module, active: list[Client], config: RunConfig, number: int
+    method: Method, engine: Engine, active: list[Client], config: RunConfig, number: int
 ) -> Iterator[Update]:
-    """Trains the active clients one after the other, each from the global state, in one model."""
-    tensors, buffers = state_tensors(model), list(model.buffers())
-    global_state = copied(tensors)
-    for client in active:
-        load(tensors, global_state)
-        if BUFFERS in client.state:
-            load(buffers, client.state[BUFFERS])
-        yield method.client_update(model, client, config, Draws(config.seed, number, client.number))
-        if config.buffers == "local":
-            client.state[BUFFERS] = copied(buffers)
+    """Trains the active clients from the global state; what they keep is put in their states."""
+    anchor = engine.model.state.copy()
+    for works in zip(*map(method.local_work, active), strict=True):
+        jobs = []
+        for client, work in zip(active, works, strict=True):
+            start = State(anchor.values, client.state.get(BUFFERS, anchor.buffers))
+            if work.keeps is not None:
+                start = client.state.get(work.keeps, start)
+            draws = Draws(config.seed, number, client.number, work.purpose)
+            jobs.append(Job(client, work, start, draws))
+        for job, trained in zip(jobs, engine.train(jobs, anchor.values), strict=True):
+            client = job.client
+            if job.work.keeps is not None:
+                client.state[job.work.keeps] = trained.state.copy()
+                continue
+            if config.buffers == "local":
+                client.state[BUFFERS] = trained.state.copy().buffers
+            yield Update(trained.state, len(client), trained.train_loss)
 
 
 def ask_all(
-    model: nn.Module,
-    clients: Sequence[Client],
-    config: RunConfig,
-    number: int,
-    task: ClientTask,
-) -> Iterator[tuple[Client, Tensor]]:
-    """What every client with data replies to a task; the model holds the global state after it."""
-    tensors = state_tensors(model)
-    global_state = copied(tensors)
-    for client in clients:
-        if len(client) > 0:
-            draws = Draws(config.seed, number, client.number, work="statistics")
-            reply = task(model, client, config, draws)
-            load(tensors, global_state)
-            yield client, reply
+    engine: Engine, clients: Sequence[Client], config: RunConfig, number: int, work: LocalWork
+) -> Iterator[tuple[Client, State]]:
+    """What every client with data makes of the global state; the model holds that after it."""
+    anchor = engine.model.state.copy()
+    jobs = [
+        Job(client, work, anchor, Draws(config.seed, number, client.number, work.purpose))
+        for client in clients
+        if len(client) > 0
+    ]
+    for job, trained in zip(jobs, engine.train(jobs, anchor.values), strict=True):
+        yield job.client, trained.state
+    engine.model.load(anchor)
 
 
 def _evaluate(
-    method: Method, model: nn.Module, clients: Sequence[Client], config: RunConfig
+    method: Method, model: FlatModel, clients: Sequence[Client], config: RunConfig
 ) -> tuple[Evaluation, LocalEvaluation | None, LocalEvaluation | None]:
     """The global model on the global test data; it and the clients' own on their local ones."""
     dataset = clients[0].dataset
     x, y, num_classes = dataset.x_test, dataset.y_test, dataset.num_classes
-    logits = predict(model, x)
+    logits = predict(model.module, x)
     evaluation = measure(logits, y, num_classes)
     if not any(len(client.test_indices) for client in clients):
         return evaluation, None, None
@@ -145,7 +156,7 @@ def _evaluate(
     of_global = [logits[client.test_indices.to(logits.device)] for client in clients]
     global_on_local = measure_local(of_global, targets, num_classes)
 
-    own_buffers = config.buffers == "local" and any(True for _ in model.buffers())
+    own_buffers = config.buffers == "local" and bool(model.buffers)
     if not (method.personalises or own_buffers):
         return evaluation, global_on_local, None
     of_clients = [
@@ -155,21 +166,21 @@ def _evaluate(
     return evaluation, global_on_local, measure_local(of_clients, targets, num_classes, "personal")
 
 
-def _personal_logits(method: Method, model: nn.Module, client: Client, shared: Tensor) -> Tensor:
+def _personal_logits(method: Method, model: FlatModel, client: Client, shared: Tensor) -> Tensor:
     """The client's own model on its local test data; `shared` are the global model's logits."""
     buffers, personal = client.state.get(BUFFERS), method.personal_model(model, client)
     if len(shared) == 0 or (buffers is None and personal is None):
         return shared
     with ExitStack() as own:
         if buffers is not None:
-            own.enter_context(holding(list(model.buffers()), buffers))
+            own.enter_context(model.holding(State(model.values.clone(), buffers)))
         if personal is not None:
             own.enter_context(personal)
-        return predict(model, client.dataset.x_test[client.test_indices])
+        return predict(model.module, client.dataset.x_test, client.test_indices)
 
 
-def _check_finite(model: nn.Module, number: int, train_loss: float) -> None:
-    if not torch.stack([tensor.isfinite().all() for tensor in state_tensors(model)]).all():
+def _check_finite(model: FlatModel, number: int, train_loss: float) -> None:
+    if not all(tensor.isfinite().all() for tensor in (model.values, *model.buffers)):
         raise NonFiniteModelError(
             f"round {number}: wanted a finite global model, got nan or infinity after aggregation "
             f"(training loss {train_loss:.4g}); a lower lr or clip may help"

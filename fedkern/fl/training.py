@@ -3,90 +3,243 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .augment import augment
+from fedkern import simplex
+
+from .augment import draw_windows, through_windows
+from .chain import Chain
 from .client import Client
 from .config import RunConfig
-from .losses import LossFunction
+from .data import Dataset
+from .flat import FlatModel, State
+from .losses import Loss
+from .reading import Reader, sent
 from .seeding import Draws
 
 
-class Pull(NamedTuple):
-    """A term of the gradient that holds a model's parameters near others: strength (p - anchor)."""
+@dataclass(frozen=True)
+class LocalWork:
+    """What a client trains in a round, as its method says it.
 
-    strength: float
-    anchors: Sequence[Tensor]
-
-
-def local_sgd(
-    model: nn.Module,
-    client: Client,
-    loss: LossFunction,
-    config: RunConfig,
-    draws: Draws,
-    *,
-    pull: Pull | None = None,
-) -> Tensor:
-    """Trains `model` in place on a client's data by mini-batch SGD with gradient-norm clipping.
-
-    The optimiser is new, so momentum does not outlive the round. The last batch of an epoch may be
-    smaller. Nothing is read back from the device.
-
-    Args:
-        model: holds the parameters to start from.
-        client: whose data, at least one sample.
-        loss: maps a batch's logits and targets to the scalar that is minimised.
-        config: local_epochs, batch_size, lr, momentum, weight_decay, clip, augment and buffers are
-            used.
-        draws: ``"batches"`` shuffles the data anew before every epoch, ``"augment"`` varies them.
-        pull: added to the gradient, before it is clipped; anchors in the order of the parameters.
-
-    Returns:
-        The plain cross entropy of the training batches, mean over samples and epochs, as a scalar
-        on the device. It is the same quantity for every method, whatever its `loss` means.
+    Attributes:
+        loss: what its SGD minimises.
+        purpose: keys its draws: work of another purpose has other ones.
+        keeps: the name in `Client.state` of the model that is trained and kept there, a `State`;
+            the global model at first. None: a copy of the global model, for the server.
+        pull: the gradient has pull (w - w_global) added, before it is clipped.
+        center, radius: the subregion of the simplex whose points are trained, an L1 ball around
+            `center` [M]; the whole simplex if it is None.
     """
-    model.train()
-    if config.buffers == "frozen":
-        for module in model.modules():  # one that keeps statistics uses them as they are
-            module.training = not any(True for _ in module.buffers(recurse=False))
-    parameters = list(model.parameters())
-    optimizer = torch.optim.SGD(
-        parameters,
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
+
+    loss: Loss
+    purpose: str = ""
+    keeps: str | None = None
+    pull: float = 0.0
+    center: Tensor | None = None
+    radius: float = 0.0
+
+
+class Job(NamedTuple):
+    """Local work of one client: what an engine is asked to train."""
+
+    client: Client
+    work: LocalWork
+    start: State
+    draws: Draws
+
+
+class Trained(NamedTuple):
+    """What came of a job.
+
+    Attributes:
+        state: valid until the engine's next result is asked for.
+        train_loss: plain cross entropy of the training batches, mean over samples and epochs, a
+            scalar on the device. It is the same quantity for every method, whatever its loss means.
+    """
+
+    state: State
+    train_loss: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All random choices of a job, made before it starts.
+
+    Attributes:
+        order: the samples' positions in the data set, int64 [epochs, n].
+        windows: through which images are seen, int64 [epochs, n, 3]; None if as they are.
+        points: of the simplex, a step each, [steps, M]; None for a model without one.
+    """
+
+    order: Tensor
+    windows: Tensor | None
+    points: Tensor | None
+
+    @classmethod
+    def of(cls, job: Job, model: FlatModel, config: RunConfig) -> Plan:
+        """Draws a plan: ``"batches"`` shuffle the data anew before every epoch, ``"augment"`` vary
+        them, ``"alpha"`` are the points."""
+        client, epochs = job.client, range(config.local_epochs)
+        shuffling = job.draws("batches")
+        order = torch.stack([client.order(shuffling) for _ in epochs])
+        windows = None
+        if kinds := config.augmentations:
+            varying = job.draws("augment")
+            drawn = torch.stack([draw_windows(len(client), kinds, varying) for _ in epochs])
+            windows = sent(drawn, order.device)
+        steps = len(epochs) * math.ceil(len(client) / config.batch_size)
+        return cls(order, windows, _points(job, model, steps))
+
+
+def _points(job: Job, model: FlatModel, steps: int) -> Tensor | None:
+    size, center, radius = model.layout.num_endpoints, job.work.center, job.work.radius
+    if not size:
+        return None
+    dtype = torch.float64 if model.values.dtype == torch.float64 else torch.float32
+    device = model.values.device
+    if size == 1:  # the plain model to the bit, which a drawn point, 1 but for rounding, is not
+        return torch.ones(steps, 1, dtype=dtype, device=device)
+    if center is None or radius >= 2:
+        draws = job.draws("alpha")
+        return simplex.sample(size, [steps], generator=draws, device=device, dtype=dtype)
+    center = center.to(device, dtype)
+    if radius == 0:
+        return center.expand(steps, size)
+    return simplex.sample_ball(center, radius, steps, generator=job.draws("alpha"))
+
+
+class Trainer:
+    """A model in which clients train, one after the other, by mini-batch SGD with clipping.
+
+    The optimiser is new for each job, so momentum does not outlive the round. The last batch of an
+    epoch may be smaller. A parameter that the loss does not depend on has the gradient 0. Nothing
+    is read back from the device.
+    """
+
+    def __init__(self, model: FlatModel, dataset: Dataset, config: RunConfig) -> None:
+        self.model = model
+        self._reader = Reader(dataset.x_train)
+        self._targets = dataset.y_train
+        self._config = config
+        self._momentum = torch.zeros_like(model.values) if config.momentum else None
+        self._chain = Chain.of(model) if config.layers == "fast" and not config.compile else None
+        # Batches of other sizes, an epoch's last, would be compiled anew.
+        self._compiled = torch.compile(model.module) if config.compile else None
+
+    def train(self, job: Job, anchor: Tensor) -> Trained:
+        """Does a job, in place.
+
+        Args:
+            job: of a client with at least a sample.
+            anchor: the global parameters, [P].
+        """
+        model, config = self.model, self._config
+        plan = Plan.of(job, model, config)
+        labels = self._targets.index_select(0, plan.order.flatten())
+        loss = partial(job.work.loss, class_counts=job.work.loss.class_counts(job.client))
+        model.load(job.start)
+        model.gradients.zero_()
+        if self._momentum is not None:
+            self._momentum.zero_()
+        start_training(model.module, config.buffers)
+        logits = []
+        with model.interpolated():
+            for step, (inputs, targets) in enumerate(self._batches(plan, labels)):
+                alpha = None if plan.points is None else plan.points[step]
+                if alpha is not None:
+                    model.stand_at(alpha)
+                logits.append(self._backward(inputs, targets, loss))
+                sgd_step(
+                    model.values,
+                    model.gradients,
+                    self._momentum,
+                    anchor if job.work.pull else None,
+                    alpha,
+                    None,
+                    config,
+                    job.work.pull,
+                    zero_gradients=self._chain is None,
+                )
+        # Once a job, for a second loss at every batch would cost as much as the first.
+        return Trained(model.state, F.cross_entropy(torch.cat(logits), labels))
+
+    def warm_up(self) -> None:
+        """Compiles, on a batch of samples that is then forgotten."""
+        model, before = self.model, self.model.state.copy()
+        first = torch.arange(self._config.batch_size, device=model.values.device)
+        first %= len(self._targets)
+        start_training(model.module, self._config.buffers)
+        with model.interpolated():
+            self._backward(self._reader(first), self._targets[first], F.cross_entropy)
+        model.gradients.zero_()
+        model.load(before)
+
+    def _batches(self, plan: Plan, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs, valid until the next batch, and targets."""
+        size = self._config.batch_size
+        for epoch, targets in enumerate(labels.view(plan.order.shape)):
+            for start in range(0, len(targets), size):
+                batch = slice(start, start + size)
+                inputs = self._reader(plan.order[epoch, batch])
+                if plan.windows is not None:
+                    inputs = through_windows(inputs, plan.windows[epoch, batch])
+                yield inputs, targets[batch]
+
+    def _backward(self, inputs: Tensor, targets: Tensor, loss: Callable[..., Tensor]) -> Tensor:
+        """Adds a batch's gradients to the model's, which are 0; returns the logits."""
+        if self._chain is None:
+            forward = self.model.module
+            if self._compiled is not None and len(inputs) == self._config.batch_size:
+                forward = self._compiled
+            logits: Tensor = forward(inputs)
+            torch.autograd.backward(loss(logits, targets))
+            return logits.detach()
+        logits = self._chain.forward(inputs).requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(logits, targets), [logits])
+        self._chain.backward(gradient)
+        return logits.detach()
+
+
+def sgd_step(
+    values: Tensor,
+    gradients: Tensor,
+    momentum: Tensor | None,
+    anchor: Tensor | None,
+    alpha: Tensor | None,
+    active: Tensor | None,
+    config: RunConfig,
+    pull: float,
+    *,
+    zero_gradients: bool,
+) -> None:
+    """A step of SGD with the run's settings, on one model or on several."""
+    torch.ops.fedkern.sgd_step_(
+        values,
+        gradients,
+        momentum,
+        anchor,
+        alpha,
+        active,
+        config.lr,
+        config.momentum,
+        config.weight_decay,
+        config.clip,
+        pull,
+        zero_gradients,
     )
-    shuffling, varying = draws("batches"), draws("augment")
-    train_loss = torch.zeros((), device=client.indices.device)
-    for _ in range(config.local_epochs):
-        inputs, targets = client.shuffled(shuffling)
-        inputs = augment(inputs, config.augmentations, varying)
-        input_batches = torch.split(inputs, config.batch_size)
-        target_batches = torch.split(targets, config.batch_size)
-        epoch_logits = []
-        for batch, labels in zip(input_batches, target_batches, strict=True):
-            logits = model(batch)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss(logits, labels))
-            if pull is not None:
-                _add_pull(parameters, pull)
-            if math.isfinite(config.clip):
-                nn.utils.clip_grad_norm_(parameters, config.clip)
-            optimizer.step()
-            epoch_logits.append(logits.detach())
-        # Once an epoch, for a second loss at every batch would cost as much as the first.
-        train_loss = train_loss + F.cross_entropy(torch.cat(epoch_logits), targets)
-    return train_loss / config.local_epochs
 
 
-@torch.no_grad()
-def _add_pull(parameters: Sequence[Tensor], pull: Pull) -> None:
-    for parameter, anchor in zip(parameters, pull.anchors, strict=True):
-        if parameter.grad is not None:
-            parameter.grad.add_(parameter - anchor, alpha=pull.strength)
+def start_training(module: nn.Module, buffers: str) -> None:
+    """Training mode; with frozen buffers, modules that keep statistics use them as they are."""
+    module.train()
+    if buffers == "frozen":
+        for part in module.modules():
+            part.training = not any(True for _ in part.buffers(recurse=False))

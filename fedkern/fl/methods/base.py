@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..client import Client
-from ..config import RunConfig
-from ..seeding import Draws
+from ..flat import FlatModel, State
+from ..training import LocalWork
 
 
 @dataclass(frozen=True)
@@ -20,19 +20,18 @@ class Update:
     """A client's reply to the server, or the aggregate of several.
 
     Attributes:
-        state: the model's parameters and buffers in the order of its ``state_dict()``. A client's
-            are the live ones, valid until the next client trains.
+        state: the model's parameters and buffers. A client's are the live ones, valid until the
+            next update is asked for.
         num_samples: how many samples it was trained on.
         train_loss: plain cross entropy of the training batches, mean over samples, scalar tensor.
     """
 
-    state: list[Tensor]
+    state: State
     num_samples: int
     train_loss: Tensor
 
 
-ClientTask = Callable[[nn.Module, Client, RunConfig, Draws], Tensor]
-AskAll = Callable[[ClientTask], Iterator[tuple[Client, Tensor]]]
+AskAll = Callable[[LocalWork], Iterator[tuple[Client, State]]]
 
 
 class Method(Protocol):
@@ -51,23 +50,25 @@ class Method(Protocol):
     def prepare(self, model: nn.Module, clients: Sequence[Client], draws: torch.Generator) -> None:
         """Makes the initial model the method's, in place; checks that it suits the clients."""
 
-    def begin_round(self, number: int, model: nn.Module, ask_all: AskAll) -> None:
+    def begin_round(self, number: int, model: FlatModel, ask_all: AskAll) -> None:
         """What comes before a round's training; `model` holds the global state.
 
-        ``ask_all(task)`` lets every client with data work on a throw-away copy of the global model
-        and yields the clients with what ``task(model, client, config, draws)`` returns.
+        ``ask_all(work)`` lets every client with data train a throw-away copy of the global model
+        and yields the clients with the states they end in, each valid until the next one; `model`
+        may hold anything meanwhile, and the global state again at the end.
         """
 
-    def client_update(
-        self, model: nn.Module, client: Client, config: RunConfig, draws: Draws
-    ) -> Update:
-        """Trains `model`, which holds the global state, on a client's data (at least a sample)."""
+    def local_work(self, client: Client) -> Sequence[LocalWork]:
+        """What a client (with at least a sample) trains in a round, the server's share last.
+
+        As much for every client, and all but the last are kept by the client (`LocalWork.keeps`).
+        """
 
     def aggregate(self, updates: Iterable[Update]) -> Update:
         """Combines at least one update, each used before the next is asked for."""
 
     def personal_model(
-        self, model: nn.Module, client: Client
+        self, model: FlatModel, client: Client
     ) -> AbstractContextManager[object] | None:
         """Makes `model`, which holds the global state, the client's own while it is entered.
 

@@ -7,24 +7,20 @@ a model v of its own, whose gradient has lambda (v - w) added, with w the global
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import nn
-
 from ..client import Client
-from ..config import RunConfig, setting
+from ..config import setting
 from ..errors import ConfigError
-from ..losses import Loss
-from ..seeding import Draws
-from ..state import copied, holding, state_tensors
-from ..training import Pull, local_sgd
-from .base import Update
+from ..flat import FlatModel
+from ..training import LocalWork
 from .fedavg import WEIGHTING_HELP, FedAvg
 
 LAMDA_HELP = "how strongly personal models are held near the global one"
-PERSONAL = "personal"  # in a client's state: the state of its personal model
+PERSONAL = "personal"  # in a client's state: its personal model, a `State`
 
 
 @dataclass(frozen=True)
@@ -46,20 +42,17 @@ class Ditto(FedAvg):
         super().__post_init__()
         check_lamda(self.lamda)
 
-    def client_update(
-        self, model: nn.Module, client: Client, config: RunConfig, draws: Draws
-    ) -> Update:
-        """Trains the client's personal model, then `model`, which holds the global state."""
-        train_personal(model, client, self.loss, self.lamda, config, draws)
-        return super().client_update(model, client, config, draws)
+    def local_work(self, client: Client) -> Sequence[LocalWork]:
+        """The client's personal model, held near the global one; then the global model."""
+        return with_personal(super().local_work(client), self.lamda)
 
     def personal_model(
-        self, model: nn.Module, client: Client
+        self, model: FlatModel, client: Client
     ) -> AbstractContextManager[object] | None:
         """The personal model; the global one for a client that has not taken part yet."""
         if PERSONAL not in client.state:
             return None
-        return holding(state_tensors(model), client.state[PERSONAL])
+        return model.holding(client.state[PERSONAL])
 
 
 def check_lamda(lamda: float) -> None:
@@ -68,13 +61,7 @@ def check_lamda(lamda: float) -> None:
         raise ConfigError(f"lamda: wanted a finite number >= 0, got {lamda}")
 
 
-def train_personal(
-    model: nn.Module, client: Client, loss: Loss, lamda: float, config: RunConfig, draws: Draws
-) -> None:
-    """A round of a client's personal model; `model` holds the global state, before and after."""
-    tensors = state_tensors(model)
-    pull = Pull(lamda, copied(list(model.parameters())))
-    with holding(tensors, client.state.get(PERSONAL, tensors)):
-        own_draws = replace(draws, work="personal")
-        local_sgd(model, client, loss.for_client(client), config, own_draws, pull=pull)
-        client.state[PERSONAL] = copied(tensors)
+def with_personal(shared: Sequence[LocalWork], lamda: float) -> list[LocalWork]:
+    """The same work with a personal model, then the work itself."""
+    own = [replace(work, purpose="personal", keeps=PERSONAL, pull=lamda) for work in shared]
+    return [*own, *shared]

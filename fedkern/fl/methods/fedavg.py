@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..client import Client
-from ..config import RunConfig, setting
+from ..config import setting
 from ..errors import unknown_name
+from ..flat import FlatModel, State
 from ..losses import CrossEntropy, Loss
-from ..seeding import Draws
-from ..state import state_tensors
-from ..training import local_sgd
+from ..training import LocalWork
 from .base import AskAll, Update
 
 WEIGHTINGS = ("uniform", "samples")
@@ -49,15 +48,12 @@ class FedAvg:
     def prepare(self, model: nn.Module, clients: Sequence[Client], draws: torch.Generator) -> None:
         """Any model and clients will do."""
 
-    def begin_round(self, number: int, model: nn.Module, ask_all: AskAll) -> None:
+    def begin_round(self, number: int, model: FlatModel, ask_all: AskAll) -> None:
         """All rounds are alike."""
 
-    def client_update(
-        self, model: nn.Module, client: Client, config: RunConfig, draws: Draws
-    ) -> Update:
-        """Trains `model`, which holds the global state, on the client's data."""
-        train_loss = local_sgd(model, client, self.loss.for_client(client), config, draws)
-        return Update(state_tensors(model), len(client), train_loss)
+    def local_work(self, client: Client) -> Sequence[LocalWork]:
+        """SGD on the loss, from the global model."""
+        return [LocalWork(self.loss)]
 
     def aggregate(self, updates: Iterable[Update]) -> Update:
         """The mean of the clients' models, accumulated in float64 in the order they come.
@@ -69,8 +65,9 @@ class FedAvg:
         weights = samples = 0
         for update in updates:
             weight = update.num_samples if self.weighting == "samples" else 1
-            total = total or [_zeros_like(tensor) for tensor in update.state]
-            for summed, tensor in zip(total, update.state, strict=True):
+            tensors = [update.state.values, *update.state.buffers]
+            total = total or [_zeros_like(tensor) for tensor in tensors]
+            for summed, tensor in zip(total, tensors, strict=True):
                 if tensor.is_floating_point():
                     summed.add_(tensor, alpha=weight)
                 else:
@@ -78,11 +75,11 @@ class FedAvg:
             train_loss = train_loss + update.train_loss * update.num_samples
             weights += weight
             samples += update.num_samples
-        mean = [summed / weights if summed.is_floating_point() else summed for summed in total]
-        return Update(mean, samples, train_loss / samples)
+        values, *buffers = [t / weights if t.is_floating_point() else t for t in total]
+        return Update(State(values, buffers), samples, train_loss / samples)
 
     def personal_model(
-        self, model: nn.Module, client: Client
+        self, model: FlatModel, client: Client
     ) -> AbstractContextManager[object] | None:
         """Clients have the global model."""
         return None

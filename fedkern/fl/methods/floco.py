@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,11 @@ from fedkern.nn import endpoint_parameters, simplexify, subregion
 from fedkern.simplex import assign_subregions
 
 from ..client import Client
-from ..config import RunConfig, setting
+from ..config import setting
 from ..errors import ConfigError, RunError
-from ..seeding import Draws
-from ..training import local_sgd
-from .base import AskAll, Update
+from ..flat import FlatModel
+from ..training import LocalWork
+from .base import AskAll
 from .fedavg import WEIGHTING_HELP, FedAvg
 
 CENTER = "center"  # in a client's state: the centre of its subregion, [M]
@@ -81,16 +81,17 @@ class Floco(FedAvg):
                 f"{num_endpoints} endpoints, got {with_data}"
             )
 
-    def begin_round(self, number: int, model: nn.Module, ask_all: AskAll) -> None:
+    def begin_round(self, number: int, model: FlatModel, ask_all: AskAll) -> None:
         """In round tau every client with data gets its subregion (section 3 of the paper)."""
         if number != self.tau:
             return
-        replies = [
-            (client, gradient)
-            for client, gradient in ask_all(self.pseudo_gradient)
-            if gradient.isfinite().all()
-        ]
-        num_endpoints, needed = _num_endpoints_and_clients(model)
+        before = model.endpoints.clone()
+        replies = []
+        for client, trained in ask_all(LocalWork(self.loss, purpose="statistics")):
+            gradient = self.pseudo_gradient(before, model.layout.endpoints(trained.values), client)
+            if gradient.isfinite().all():
+                replies.append((client, gradient))
+        num_endpoints, needed = _num_endpoints_and_clients(model.module)
         if len(replies) < needed:
             raise RunError(
                 f"round {number}: wanted gradients of at least {needed} clients to assign "
@@ -100,41 +101,25 @@ class Floco(FedAvg):
         for (client, _), center in zip(replies, centers, strict=True):
             client.state[CENTER] = center
 
-    def pseudo_gradient(
-        self, model: nn.Module, client: Client, config: RunConfig, draws: Draws
-    ) -> Tensor:
-        """What a round of training changes in the endpoints, global minus local, flat [D]."""
-        before = _flat(model)
-        with subregion(model, generator=draws("alpha")):
-            local_sgd(model, client, self.loss.for_client(client), config, draws)
-        return before - _flat(model)
+    def pseudo_gradient(self, before: Tensor, after: Tensor, client: Client) -> Tensor:
+        """What a round of training changed in the endpoints [M, D], global minus local: [M D]."""
+        return (before - after).flatten()
 
-    def client_update(
-        self, model: nn.Module, client: Client, config: RunConfig, draws: Draws
-    ) -> Update:
-        """Trains `model`, which holds the global state, on points of the client's subregion."""
-        with subregion(model, **self.region(client), generator=draws("alpha")):
-            return super().client_update(model, client, config, draws)
-
-    def region(self, client: Client) -> dict[str, Any]:
-        """Where the client trains: its subregion, or the whole simplex while it has none."""
+    def local_work(self, client: Client) -> Sequence[LocalWork]:
+        """SGD on points of the client's subregion, or of the whole simplex while it has none."""
         center = client.state.get(CENTER)
-        return {} if center is None else {"center": center, "radius": self.rho}
+        return [replace(w, center=center, radius=self.rho) for w in super().local_work(client)]
 
     def personal_model(
-        self, model: nn.Module, client: Client
+        self, model: FlatModel, client: Client
     ) -> AbstractContextManager[object] | None:
         """The model at the centre of the client's subregion; before round tau the global one."""
         if CENTER not in client.state:
             return None
-        return subregion(model, client.state[CENTER])
+        return subregion(model.module, client.state[CENTER])
 
 
 def _num_endpoints_and_clients(model: nn.Module) -> tuple[int, int]:
     """M of the model's simplex, and how many clients an assignment to it takes at least."""
     num_endpoints = len(endpoint_parameters(model)[0])
     return num_endpoints, max(2, num_endpoints)
-
-
-def _flat(model: nn.Module) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in endpoint_parameters(model)])

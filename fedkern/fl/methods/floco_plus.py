@@ -5,20 +5,15 @@ The personal model is Ditto's, on points of the client's subregion.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-
-from torch import nn
-
-from fedkern.nn import subregion
+from dataclasses import dataclass
 
 from ..client import Client
-from ..config import RunConfig, setting
-from ..seeding import Draws
-from ..state import holding, state_tensors
-from .base import Update
-from .ditto import LAMDA_HELP, PERSONAL, check_lamda, train_personal
+from ..config import setting
+from ..flat import FlatModel
+from ..training import LocalWork
+from .ditto import LAMDA_HELP, PERSONAL, check_lamda, with_personal
 from .floco import Floco
 
 
@@ -38,17 +33,12 @@ class FlocoPlus(Floco):
         super().__post_init__()
         check_lamda(self.lamda)
 
-    def client_update(
-        self, model: nn.Module, client: Client, config: RunConfig, draws: Draws
-    ) -> Update:
-        """Trains the client's personal model, then `model`, which holds the global state."""
-        alpha = replace(draws, work="personal")("alpha")
-        with subregion(model, **self.region(client), generator=alpha):
-            train_personal(model, client, self.loss, self.lamda, config, draws)
-        return super().client_update(model, client, config, draws)
+    def local_work(self, client: Client) -> Sequence[LocalWork]:
+        """The client's personal model, held near the global one; then the global model."""
+        return with_personal(super().local_work(client), self.lamda)
 
     def personal_model(
-        self, model: nn.Module, client: Client
+        self, model: FlatModel, client: Client
     ) -> AbstractContextManager[object] | None:
         """The personal model at the centre of the client's subregion."""
         if PERSONAL not in client.state:
@@ -56,7 +46,7 @@ class FlocoPlus(Floco):
         return self._personal_model(model, client)
 
     @contextmanager
-    def _personal_model(self, model: nn.Module, client: Client) -> Iterator[None]:
-        personal = holding(state_tensors(model), client.state[PERSONAL])
+    def _personal_model(self, model: FlatModel, client: Client) -> Iterator[None]:
+        personal = model.holding(client.state[PERSONAL])
         with personal, super().personal_model(model, client) or nullcontext():
             yield

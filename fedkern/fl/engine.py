@@ -1,0 +1,159 @@
+"""Engines: how the clients of a round are trained; the results are the same."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
+from queue import SimpleQueue
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .config import RunConfig
+from .data import Dataset
+from .errors import ConfigError
+from .flat import FlatModel
+from .training import Job, Trained, Trainer
+from .vmap import VmapEngine
+
+
+class Engine(Protocol):
+    """Trains clients, each from a state of its own."""
+
+    model: FlatModel
+    """Holds the global state between rounds; while clients train, anything."""
+
+    facts: dict[str, Any]
+    """What it is and has chosen, for a report."""
+
+    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
+        """The results in the order of the jobs, each valid until the next one is asked for.
+
+        Args:
+            jobs: at least one.
+            anchor: the global parameters, [P].
+        """
+
+
+class SerialEngine:
+    """A client after the other, or side by side in several threads: the same bits.
+
+    Each thread has a model of its own; they share data and clients. Of a round's results no more
+    than two a thread are in memory.
+    """
+
+    def __init__(self, model: FlatModel, dataset: Dataset, config: RunConfig) -> None:
+        self.model = model
+        workers = num_workers(config, model.values.device)
+        models = [model, *(FlatModel(deepcopy(model.module)) for _ in range(workers - 1))]
+        self._trainers = [Trainer(model, dataset, config) for model in models]
+        self.facts = {"engine": "serial", "workers": workers}
+        if config.compile:
+            started = perf_counter()
+            for trainer in self._trainers:
+                trainer.warm_up()
+            self.facts["compile_seconds"] = perf_counter() - started
+
+    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
+        """See `Engine`."""
+        if len(self._trainers) == 1 or len(jobs) == 1:
+            for job in jobs:
+                yield self._trainers[0].train(job, anchor)
+            return
+        idle: SimpleQueue[Trainer] = SimpleQueue()
+        for trainer in self._trainers:
+            idle.put(trainer)
+
+        def train(job: Job) -> Trained:
+            trainer = idle.get()
+            try:
+                state, train_loss = trainer.train(job, anchor)
+                return Trained(state.copy(), train_loss)
+            finally:
+                idle.put(trainer)
+
+        # A thread's own number of threads starts as the machine's.
+        pool = ThreadPoolExecutor(
+            len(self._trainers), "worker", torch.set_num_threads, (torch.get_num_threads(),)
+        )
+        try:
+            waiting: deque[Future[Trained]] = deque()
+            for job in jobs:
+                waiting.append(pool.submit(train, job))
+                if len(waiting) > 2 * len(self._trainers):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def num_workers(config: RunConfig, device: torch.device) -> int:
+    """How many clients are trained side by side; by default as many as the CPU has room for."""
+    if config.workers is not None:
+        return config.workers
+    if device.type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(config.clients_per_round, (cores or 1) // torch.get_num_threads()))
+
+
+class AutoEngine:
+    """The serial or the vmap engine, whichever trains the first clients faster."""
+
+    def __init__(self, model: FlatModel, dataset: Dataset, config: RunConfig) -> None:
+        self.model = model
+        self._engine: Engine = SerialEngine(model, dataset, config)
+        self._other: Engine | None = None
+        self.facts = self._engine.facts
+        try:
+            self._other = VmapEngine(model, dataset, config)
+        except ConfigError as error:
+            self.facts["reason"] = str(error)
+
+    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
+        """See `Engine`."""
+        if self._other is not None:
+            engines: list[Engine] = [self._engine, self._other]
+            seconds = [_seconds(engine, jobs, anchor) for engine in engines]
+            self._engine = engines[seconds.index(min(seconds))]
+            self._other = None
+            self.facts = {
+                **self._engine.facts,
+                "serial_seconds": seconds[0],
+                "vmap_seconds": seconds[1],
+            }
+        return self._engine.train(jobs, anchor)
+
+
+def _seconds(engine: Engine, jobs: Sequence[Job], anchor: Tensor) -> float:
+    """How long an engine trains, once it has warmed up."""
+    for _ in range(2):
+        _wait_for(anchor.device)
+        started = perf_counter()
+        for _ in engine.train(jobs, anchor):
+            pass
+        _wait_for(anchor.device)
+    return perf_counter() - started
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+ENGINES: dict[str, Callable[[FlatModel, Dataset, RunConfig], Engine]] = {
+    "serial": SerialEngine,
+    "vmap": VmapEngine,
+    "auto": AutoEngine,
+}
+
+
+def make_engine(module: nn.Module, dataset: Dataset, config: RunConfig) -> Engine:
+    """The engine that the settings name, for clients of a data set; the model becomes its own."""
+    return ENGINES[config.engine](FlatModel(module), dataset, config)

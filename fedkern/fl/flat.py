@@ -1,0 +1,188 @@
+"""A model in flat memory: one buffer of parameters, one of gradients.
+
+What a federated round does with a whole model (load it, step, add it up) is then one pass over one
+buffer, whatever the number of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedkern.nn import endpoint_parameters, interpolated
+
+from .errors import ConfigError
+
+
+class State(NamedTuple):
+    """What training changes in a model.
+
+    Attributes:
+        values: the trainable parameters, [P], as `FlatModel.values` has them.
+        buffers: the buffers, in the order of ``model.buffers()``.
+    """
+
+    values: Tensor
+    buffers: list[Tensor]
+
+    def copy(self) -> State:
+        """One that later training leaves alone."""
+        return State(self.values.clone(), [buffer.clone() for buffer in self.buffers])
+
+
+class Layout:
+    """Where a model's trainable parameters lie in a row of numbers, and their gradients in another.
+
+    A row of values holds the plain parameters one after the other, in their own memory formats,
+    then the M endpoints of the model's simplex (`fedkern.nn.simplexify`), [M, D]: an endpoint of
+    all simplex layers after the other. A row of gradients holds those of the plain parameters, then
+    the gradient of the interpolated weights, [D]: endpoint m's is alpha_m times it.
+
+    Attributes:
+        num_values, num_gradients: lengths of the rows.
+        num_plain: how many values are of plain parameters.
+        num_endpoints: M; 0 for a model without a simplex.
+
+    Raises:
+        ConfigError: no trainable parameters, some of another dtype or device than the others,
+            or endpoints that are not trained.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        kinds = {(p.dtype, str(p.device)) for p in trained.values()}
+        if len(kinds) != 1:
+            got = ", ".join(f"{dtype} on {device}" for dtype, device in sorted(kinds, key=str))
+            raise ConfigError(
+                "model: wanted trainable parameters of one dtype on one device, got "
+                + (got or "no trainable parameters")
+            )
+        endpoints = endpoint_parameters(module)
+        if not all(theta.requires_grad for theta in endpoints):
+            raise ConfigError("model: wanted endpoints that are trained, got frozen ones")
+        self.num_endpoints = len(endpoints[0]) if endpoints else 0
+        # A parameter's strides in its own memory, without gaps.
+        self._plain: dict[str, tuple[int, torch.Size, tuple[int, ...]]] = {}
+        self._weights: dict[str, tuple[int, torch.Size, tuple[int, ...]]] = {}
+        size = 0
+        names = {id(theta) for theta in endpoints}
+        for name, p in trained.items():
+            if id(p) not in names:
+                self._plain[name] = (size, p.shape, torch.empty_like(p, device="meta").stride())
+                size += p.numel()
+        self.num_plain, shared = size, 0
+        for theta in endpoints:
+            name = next(name for name, p in trained.items() if p is theta)
+            strides = torch.empty(theta.shape[1:], device="meta").stride()
+            self._weights[name] = (shared, theta.shape[1:], strides)
+            shared += theta[0].numel()
+        self._size_of_endpoint = shared
+        self.num_values = size + self.num_endpoints * shared
+        self.num_gradients = size + shared
+
+    def parameters(self, values: Tensor) -> dict[str, Tensor]:
+        """The parameters by name, views of rows of values [..., num_values]: [..., *shape]."""
+        views = self.plain(values)
+        for name, (offset, shape, strides) in self._weights.items():
+            shape = torch.Size((self.num_endpoints, *shape))
+            strides = (self._size_of_endpoint, *strides)
+            views[name] = _view(values, self.num_plain + offset, shape, strides)
+        return views
+
+    def plain(self, rows: Tensor) -> dict[str, Tensor]:
+        """What belongs to the plain parameters in rows of values or of gradients."""
+        return {name: _view(rows, *where) for name, where in self._plain.items()}
+
+    def weights(self, rows: Tensor) -> list[Tensor]:
+        """The simplex layers' interpolated weights, or their gradients, in rows [..., D]."""
+        return [_view(rows, *where) for where in self._weights.values()]
+
+    def endpoints(self, values: Tensor) -> Tensor:
+        """The endpoints of rows of values: [..., M, D]."""
+        shape = (self.num_endpoints, self._size_of_endpoint)
+        return torch.unflatten(values[..., self.num_plain :], -1, shape)
+
+
+def _view(rows: Tensor, offset: int, shape: torch.Size, strides: Sequence[int]) -> Tensor:
+    return rows.as_strided(
+        (*rows.shape[:-1], *shape),
+        (*rows.stride()[:-1], *strides),
+        rows.storage_offset() + offset,
+    )
+
+
+class FlatModel:
+    """A model whose trainable parameters, and their gradients, are views of one buffer each.
+
+    The model stays the object that it is, and its parameters too; their memory becomes flat.
+
+    Attributes:
+        module: the model.
+        layout: where its parameters lie.
+        values: the parameters, [P].
+        gradients: their gradients, [P - M D + D]. A backward pass adds to them.
+        buffers: the model's buffers.
+        weights: the simplex layers' interpolated weights, leaves whose gradients lie in
+            `gradients`; empty without a simplex.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.layout = Layout(module)
+        self.buffers = list(module.buffers())
+        named = dict(module.named_parameters())
+        like = next(p for p in named.values() if p.requires_grad).detach()
+        self.values = like.new_empty(self.layout.num_values)
+        self.gradients = like.new_zeros(self.layout.num_gradients)
+        gradients = self.layout.plain(self.gradients)
+        for name, view in self.layout.parameters(self.values).items():
+            view.copy_(named[name].detach())
+            named[name].data = view
+            named[name].grad = gradients.get(name)
+        self.weights: list[Tensor] = []
+        if self.layout.num_endpoints:
+            shared = self.gradients[self.layout.num_plain :]
+            self._interpolated = torch.zeros_like(shared)
+            self.weights = self.layout.weights(self._interpolated)
+            for weight, gradient in zip(self.weights, self.layout.weights(shared), strict=True):
+                weight.requires_grad_().grad = gradient
+
+    @property
+    def endpoints(self) -> Tensor:
+        """The endpoints of all simplex layers, [M, D]."""
+        return self.layout.endpoints(self.values)
+
+    def interpolated(self) -> AbstractContextManager[None]:
+        """While in it, the simplex layers have the weights that `stand_at` computes."""
+        return interpolated(self.module, self.weights)
+
+    def stand_at(self, alpha: Tensor) -> None:
+        """Computes the interpolated weights at a point of the simplex, [M]."""
+        (weights,) = torch.ops.fedkern.simplex_interpolate([self.endpoints], alpha)
+        self._interpolated.copy_(weights)
+
+    @property
+    def state(self) -> State:
+        """The state itself, not a copy."""
+        return State(self.values, self.buffers)
+
+    @torch.no_grad()
+    def load(self, state: State) -> None:
+        """Takes on a state."""
+        self.values.copy_(state.values)
+        for buffer, value in zip(self.buffers, state.buffers, strict=True):
+            buffer.copy_(value)
+
+    @contextmanager
+    def holding(self, state: State) -> Iterator[None]:
+        """While in it, the model has another state."""
+        before = self.state.copy()
+        self.load(state)
+        try:
+            yield
+        finally:
+            self.load(before)

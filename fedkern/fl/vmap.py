@@ -1,0 +1,271 @@
+"""The vmap engine: the clients of a round as one batch.
+
+Their models lie in the rows of one matrix. A step is one forward and backward pass of all of them
+(`torch.vmap`), one call of the loss, one of the optimiser. Clients with fewer samples than others
+have batches that are filled up with samples that count for nothing, and at last empty ones, in
+which their models stay as they are. On CUDA the step is a graph, replayed from batch to batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedkern.nn import interpolated
+
+from .augment import through_windows, unchanged_windows
+from .config import RunConfig
+from .data import Dataset
+from .errors import ConfigError
+from .flat import FlatModel, State
+from .reading import Reader
+from .training import Job, LocalWork, Plan, Trained, sgd_step, start_training
+
+IGNORED = -100  # the target of a sample that counts for nothing
+
+
+class VmapEngine:
+    """All clients of a round at once; results as the serial engine's but for rounding.
+
+    Raises:
+        ConfigError: the model has batch norm in training mode, which would see the samples that
+            batches are filled up with.
+    """
+
+    def __init__(self, model: FlatModel, dataset: Dataset, config: RunConfig) -> None:
+        self.model = model
+        self.facts: dict[str, Any] = {"engine": "vmap"}
+        self._dataset = dataset
+        self._config = config
+        self._stack: _Stack | None = None
+        start_training(model.module, config.buffers)
+        for module in model.module.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+                raise ConfigError(
+                    "engine: wanted serial (or buffers=frozen) for a model with batch norm, got "
+                    "vmap, whose batches are filled up to equal sizes"
+                )
+
+    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
+        """See `Engine`."""
+        plan = _Plans(jobs, self.model, self._dataset, self._config)
+        if self._stack is None or not self._stack.fits(jobs, plan):
+            self._stack = None  # its memory is free before the next one's is taken
+            self._stack = _Stack(self.model, self._dataset, self._config, jobs, plan)
+        values, train_losses = self._stack.train(jobs, plan, anchor)
+        for job, row, train_loss in zip(jobs, values, train_losses, strict=True):
+            yield Trained(State(row, job.start.buffers), train_loss)
+
+
+class _Plans:
+    """The plans of all jobs, step by step, filled up to equal sizes.
+
+    Attributes:
+        order: positions in the data set, int64 [steps, K, batch].
+        targets: labels, `IGNORED` where filled up, int64 [steps, K, batch].
+        active: who has samples in a step, bool [steps, K].
+        windows: int64 [steps, K, batch, 3], or None.
+        points: [steps, K, M], or None.
+        samples: of each job over all epochs, [K].
+    """
+
+    def __init__(
+        self, jobs: Sequence[Job], model: FlatModel, dataset: Dataset, config: RunConfig
+    ) -> None:
+        plans = [Plan.of(job, model, config) for job in jobs]
+        orders = [_by_step(plan.order, config.batch_size, 0) for plan in plans]
+        self.order = _stacked(orders)
+        counted = [_by_step(torch.ones_like(p.order), config.batch_size, 0).bool() for p in plans]
+        counts = _stacked(counted)
+        labels = dataset.y_train.index_select(0, self.order.flatten()).view(self.order.shape)
+        self.targets = labels.masked_fill(~counts, IGNORED)
+        self.active = counts.any(2)
+        self.samples = counts.sum((0, 2))
+        self.windows = None
+        if plans[0].windows is not None:
+            unchanged = unchanged_windows(1)[0].to(self.order.device)
+            self.windows = _stacked(
+                [_by_step(p.windows, config.batch_size, unchanged) for p in plans]  # type: ignore[arg-type]
+            )
+        self.points = None
+        if plans[0].points is not None:
+            self.points = _stacked([plan.points for plan in plans])  # type: ignore[misc]
+
+
+def _by_step(values: Tensor, batch_size: int, filler: int | Tensor) -> Tensor:
+    """[epochs, n, ...] as [steps, batch, ...], each epoch's last batch filled up."""
+    epochs, n = values.shape[:2]
+    missing = -n % batch_size
+    filled = values.new_empty(epochs, n + missing, *values.shape[2:])
+    filled[:, :n] = values
+    filled[:, n:] = filler
+    return filled.view(-1, batch_size, *values.shape[2:])
+
+
+def _stacked(by_job: Sequence[Tensor]) -> Tensor:
+    """Tensors [steps_k, ...] as one [steps, K, ...], filled up with zeros."""
+    return nn.utils.rnn.pad_sequence(list(by_job))
+
+
+class _Stack:
+    """K models in training, a row each, and the memory that their steps use."""
+
+    def __init__(
+        self,
+        model: FlatModel,
+        dataset: Dataset,
+        config: RunConfig,
+        jobs: Sequence[Job],
+        plan: _Plans,
+    ) -> None:
+        self._model, self._config, self._work = model, config, jobs[0].work
+        layout, k = model.layout, len(jobs)
+        self._values = model.values.new_empty(k, layout.num_values)
+        self._gradients = model.values.new_zeros(k, layout.num_gradients)
+        self._momentum = torch.zeros_like(self._values) if config.momentum else None
+        self._anchor = torch.empty_like(model.values)
+        self._interpolated = self._gradients[:, layout.num_plain :].clone()
+        self._parameters = layout.plain(self._values)
+        self._weights = layout.weights(self._interpolated)
+        self._leaves = [*self._parameters.values(), *self._weights]
+        self._leaf_gradients = [
+            *layout.plain(self._gradients).values(),
+            *layout.weights(self._gradients[:, layout.num_plain :]),
+        ]
+        for leaf in self._leaves:
+            leaf.requires_grad_()
+        self._counts = _class_counts(jobs)
+        self._read = Reader(dataset.x_train)
+        self._train_losses = torch.zeros(k, dtype=torch.float32, device=model.values.device)
+        # What a step reads is at the place of `step`, on the device: so a graph can move on.
+        self._step = torch.zeros(1, dtype=torch.int64, device=model.values.device)
+        self._plan = plan
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if model.values.is_cuda:
+            self._capture(jobs, plan, self._anchor)
+
+    def fits(self, jobs: Sequence[Job], plan: _Plans) -> bool:
+        """Whether these jobs can be trained here: as many, of the same work, in no more steps."""
+        return (
+            len(jobs) == len(self._values)
+            and _alike(jobs[0].work, self._work)
+            and len(plan.order) <= len(self._plan.order)
+        )
+
+    def train(self, jobs: Sequence[Job], plan: _Plans, anchor: Tensor) -> tuple[Tensor, Tensor]:
+        """Trains all jobs; the values they end with, [K, P], and their training losses, [K]."""
+        self._load(jobs, plan, anchor)
+        start_training(self._model.module, self._config.buffers)
+        for _ in range(len(plan.order)):
+            if self._graph is None:
+                self._do_step()
+            else:
+                self._graph.replay()
+        return self._values, self._train_losses / plan.samples
+
+    def _load(self, jobs: Sequence[Job], plan: _Plans, anchor: Tensor) -> None:
+        for row, job in zip(self._values, jobs, strict=True):
+            row.copy_(job.start.values)
+        if self._momentum is not None:
+            self._momentum.zero_()
+        self._anchor.copy_(anchor)
+        self._train_losses.zero_()
+        self._step.zero_()
+        counts = _class_counts(jobs)
+        if self._counts is not None and counts is not None:
+            self._counts.copy_(counts)
+        if self._graph is None:
+            self._plan = plan
+        else:  # the graph reads where the first plan lies
+            for name, values in vars(plan).items():
+                if values is not None and name != "samples":
+                    getattr(self._plan, name)[: len(values)].copy_(values)
+
+    def _do_step(self) -> None:
+        config, plan = self._config, self._plan
+
+        def now(values: Tensor) -> Tensor:
+            return values.index_select(0, self._step).squeeze(0)
+
+        inputs = self._read(now(plan.order).flatten())
+        if plan.windows is not None:
+            inputs = through_windows(inputs, now(plan.windows).flatten(0, 1))
+        targets, alpha = now(plan.targets), None if plan.points is None else now(plan.points)
+        if alpha is not None:
+            endpoints = self._model.layout.endpoints(self._values)
+            self._interpolated.copy_(
+                torch.ops.fedkern.simplex_interpolate([endpoints], alpha, True)[0]
+            )
+        batches = inputs.view(*targets.shape, *inputs.shape[1:])
+        logits = torch.vmap(self._forward, randomness="different")(
+            self._parameters, self._weights, batches
+        )
+        in_dims = (0, 0, None if self._counts is None else 0)
+        losses = torch.vmap(self._work.loss, in_dims)(logits, targets, self._counts)
+        gradients = torch.autograd.grad(losses.sum(), self._leaves, materialize_grads=True)
+        torch._foreach_copy_(self._leaf_gradients, gradients)
+        sgd_step(
+            self._values,
+            self._gradients,
+            self._momentum,
+            self._anchor if self._work.pull else None,
+            alpha,
+            now(plan.active),
+            config,
+            self._work.pull,
+            zero_gradients=False,
+        )
+        plain = F.cross_entropy(
+            logits.detach().flatten(0, 1).float(),
+            targets.flatten(),
+            ignore_index=IGNORED,
+            reduction="none",
+        )
+        self._train_losses += plain.view(targets.shape).sum(1)
+        self._step += 1
+
+    def _forward(
+        self, parameters: dict[str, Tensor], weights: list[Tensor], inputs: Tensor
+    ) -> Tensor:
+        """One model's logits of its batch."""
+        module = self._model.module
+        with interpolated(module, weights):
+            logits: Tensor = functional_call(module, parameters, (inputs,))
+        return logits
+
+    def _capture(self, jobs: Sequence[Job], plan: _Plans, anchor: Tensor) -> None:
+        """Makes the step a graph; what its trial runs change is loaded anew before training."""
+        start_training(self._model.module, self._config.buffers)
+        self._load(jobs, plan, anchor)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # lazy initialisations must not be captured
+                self._step.zero_()
+                self._do_step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._step.zero_()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._do_step()
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"engine: vmap runs without a CUDA graph: {reason}", stacklevel=2)
+        else:
+            self._graph = graph
+
+
+def _class_counts(jobs: Sequence[Job]) -> Tensor | None:
+    counts = [job.work.loss.class_counts(job.client) for job in jobs]
+    return None if counts[0] is None else torch.stack(counts)  # type: ignore[arg-type]
+
+
+def _alike(work: LocalWork, other: LocalWork) -> bool:
+    return (work.loss, work.pull) == (other.loss, other.pull)
