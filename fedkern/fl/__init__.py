@@ -14,7 +14,7 @@ A run in a few lines::
 The command line (`fedkern run`, `fedkern compare`) does this, with files and plots.
 """
 
-from .augment import AUGMENTATIONS, augment
+from .augment import AUGMENTATIONS, draw_windows, through_windows
 from .client import Client, make_clients
 from .config import RunConfig
 from .data import DATASETS, Dataset, load_dataset
@@ -54,6 +54,7 @@ from .partition import (
     natural,
     shards,
 )
+from .reading import Reader, scaled
 from .seeding import Draws, generator
 from .simulation import Round, sample_clients, simulate
 from .training import local_sgd
@@ -84,17 +85,18 @@ __all__ = [
     "Method",
     "NonFiniteModelError",
     "Partition",
+    "Reader",
     "ResNet20",
     "Round",
     "RunConfig",
     "RunError",
     "Update",
-    "augment",
     "build_method",
     "build_methods",
     "build_model",
     "dirichlet",
     "dirichlet_by_class",
+    "draw_windows",
     "error_asymmetry",
     "evaluate",
     "fold",
@@ -110,6 +112,8 @@ __all__ = [
     "natural",
     "predict",
     "sample_clients",
+    "scaled",
     "shards",
     "simulate",
+    "through_windows",
 ]

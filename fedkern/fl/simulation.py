@@ -165,7 +165,7 @@ def _personal_logits(method: Method, model: nn.Module, client: Client, shared: T
             own.enter_context(holding(list(model.buffers()), buffers))
         if personal is not None:
             own.enter_context(personal)
-        return predict(model, client.dataset.x_test[client.test_indices])
+        return predict(model, client.dataset.x_test, client.test_indices)
 
 
 def _check_finite(model: nn.Module, number: int, train_loss: float) -> None:

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .augment import augment
+from .augment import draw_windows, through_windows
 from .client import Client
 from .config import RunConfig
 from .losses import LossFunction
+from .reading import Reader, sent
 from .seeding import Draws
 
 
@@ -63,15 +64,19 @@ def local_sgd(
         weight_decay=config.weight_decay,
     )
     shuffling, varying = draws("batches"), draws("augment")
+    read, kinds = Reader(client.dataset.x_train), config.augmentations
     train_loss = torch.zeros((), device=client.indices.device)
     for _ in range(config.local_epochs):
-        inputs, targets = client.shuffled(shuffling)
-        inputs = augment(inputs, config.augmentations, varying)
-        input_batches = torch.split(inputs, config.batch_size)
-        target_batches = torch.split(targets, config.batch_size)
+        order = client.order(shuffling)
+        targets = client.dataset.y_train.index_select(0, order)
+        windows = sent(draw_windows(len(client), kinds, varying), order.device)
         epoch_logits = []
-        for batch, labels in zip(input_batches, target_batches, strict=True):
-            logits = model(batch)
+        batches = (torch.split(part, config.batch_size) for part in (order, targets, windows))
+        for chosen, labels, batch_windows in zip(*batches, strict=True):
+            inputs = read(chosen)
+            if kinds:
+                inputs = through_windows(inputs, batch_windows)
+            logits = model(inputs)
             optimizer.zero_grad()
             torch.autograd.backward(loss(logits, labels))
             if pull is not None:
