@@ -5,8 +5,9 @@ clients a round, 2 local epochs, batch 64, MLP. Four ways of one and the same ro
 each round on other clients:
 
 - fedga, fedavg: rounds of `fedkern.fl.simulate`, without evaluation;
-- bare: a plain PyTorch loop on the same batches: indexing, F.cross_entropy, backward,
-  clip_grad_norm_, torch.optim.SGD as it comes; no averaging, no copies of models;
+- bare: a plain PyTorch loop on the same batches: indexing of inputs that all lie there as float32,
+  F.cross_entropy, backward, clip_grad_norm_, torch.optim.SGD as it comes; no averaging, no copies
+  of models;
 - forward+backward: that without clipping and without the step.
 
 `make bench` runs it. Medians and ratios to the bare loop are printed and kept.
@@ -22,7 +23,7 @@ import pytest
 import record
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from fedkern import fl
 
@@ -32,10 +33,16 @@ ROUNDS = 15
 
 
 def bare_round(
-    model: nn.Module, clients: list[fl.Client], config: fl.RunConfig, number: int, *, step: bool
+    model: nn.Module,
+    x: Tensor,
+    clients: list[fl.Client],
+    config: fl.RunConfig,
+    number: int,
+    *,
+    step: bool,
 ) -> float:
-    """Seconds of the hand-written training of the clients that round `number` samples."""
-    x, y = clients[0].dataset.x_train, clients[0].dataset.y_train
+    """Seconds of the hand-written training on x of the clients that round `number` samples."""
+    y = clients[0].dataset.y_train
     start = perf_counter()
     for k in fl.sample_clients(len(clients), config, number):
         indices = clients[k].indices
@@ -62,6 +69,7 @@ def test_fl_round(threads: int) -> None:
     dataset = fl.load_dataset("mnist")
     partition = fl.make_partition(dataset, config)
     clients = fl.make_clients(dataset, partition)
+    x = fl.scaled(dataset.x_train)
 
     def new_model() -> nn.Module:
         return fl.build_model(config.model, dataset, fl.generator(config.seed, "model"))
@@ -77,8 +85,8 @@ def test_fl_round(threads: int) -> None:
     try:
         for number in range(1, total + 1):
             timed = {name: next(run).seconds for name, run in runs.items()}
-            timed["bare"] = bare_round(model, clients, config, number, step=True)
-            timed["forward+backward"] = bare_round(model, clients, config, number, step=False)
+            timed["bare"] = bare_round(model, x, clients, config, number, step=True)
+            timed["forward+backward"] = bare_round(model, x, clients, config, number, step=False)
             if number > WARM_UP:
                 for name, value in timed.items():
                     seconds.setdefault(name, []).append(value)

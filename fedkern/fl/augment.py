@@ -43,33 +43,52 @@ def check_augment(kinds: Sequence[str], sample_shape: Sequence[int]) -> None:
         )
 
 
-def augment(inputs: Tensor, kinds: Sequence[str], draws: torch.Generator) -> Tensor:
-    """Shows each image of a batch through a random window of its own.
+def draw_windows(n: int, kinds: Sequence[str], draws: torch.Generator) -> Tensor:
+    """Draws the random windows through which `through_windows` shows n images.
 
     Args:
-        inputs: images [n, channels, height, width], any dtype and device.
+        n: how many.
         kinds: names from `AUGMENTATIONS`. ``"crop"``: a window of the image's own size, uniform
             among the 81 in the image padded by 4 pixels of zeros on each side. ``"flip"``: left and
             right change places with probability 1/2.
-        draws: a CPU generator; the same state gives the same windows on every device.
+        draws: a CPU generator, from which nothing is taken if there are no kinds.
 
     Returns:
-        New images of the same shape, or `inputs` themselves if there are no kinds.
+        int64 [n, 3] on the CPU: each window's first row and column in the padded image, and whether
+        it is flipped, 0 or 1. Those of no kinds show the images as they are.
     """
-    if not kinds:
-        return inputs
-    n, _, height, width = inputs.shape
     top = left = torch.full((n,), _PADDING)
+    flipped = torch.zeros(n, dtype=torch.int64)
     if "crop" in kinds:
         top, left = torch.randint(2 * _PADDING + 1, (2, n), generator=draws)
-    rows = top[:, None] + torch.arange(height)
-    columns = left[:, None] + torch.arange(width)
     if "flip" in kinds:
-        flipped = torch.randint(2, (n, 1), generator=draws).bool()
-        columns = torch.where(flipped, columns.flip(1), columns)
-    rows, columns = rows.to(inputs.device), columns.to(inputs.device)
-    # One gather from the flattened planes: indexing by row and column takes five times as long.
-    padded = F.pad(inputs, (_PADDING,) * 4)
-    pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
-    index = pixels.flatten(1)[:, None].expand(-1, inputs.shape[1], -1)
-    return padded.flatten(2).gather(2, index).view(inputs.shape)
+        flipped = torch.randint(2, (n,), generator=draws)
+    return torch.stack([top, left, flipped], 1)
+
+
+def through_windows(inputs: Tensor, windows: Tensor) -> Tensor:
+    """Shows each image of a batch through a window of its own.
+
+    Args:
+        inputs: images [n, channels, height, width], any dtype and device.
+        windows: of `draw_windows`, int64 [n, 3], on the same device.
+
+    Returns:
+        New images of the same shape, in channels-last memory.
+    """
+    n, channels, height, width = inputs.shape
+    top, left, flipped = windows.unsqueeze(2).unbind(1)  # each [n, 1]
+    rows = top + torch.arange(height, device=inputs.device)
+    columns = torch.arange(width, device=inputs.device)
+    columns = left + torch.where(flipped.bool(), columns.flip(0), columns)
+    # One gather of whole pixels: indexing by image, row and column takes five times as long.
+    padded = F.pad(inputs.permute(0, 2, 3, 1), (0, 0, *(_PADDING,) * 4))
+    first_rows = torch.arange(n, device=inputs.device).view(n, 1) * padded.shape[1]
+    pixels = (first_rows + rows)[:, :, None] * padded.shape[2] + columns[:, None, :]
+    shown = padded.reshape(-1, channels).index_select(0, pixels.flatten())
+    return shown.view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def unchanged_windows(n: int) -> Tensor:
+    """Windows that show n images as they are: int64 [n, 3]."""
+    return torch.tensor([[_PADDING, _PADDING, 0]]).expand(n, 3)

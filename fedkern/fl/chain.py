@@ -59,7 +59,7 @@ class Chain:
         weights = iter(model.weights)
         try:
             return cls([_LAYERS[type(module)](module, weights) for module in modules])
-        except (KeyError, _Unsupported, ValueError):  # ValueError: no layer has parameters
+        except (KeyError, _UnsupportedError, ValueError):  # ValueError: no layer has parameters
             return None
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ class Chain:
             gradient = self._layers[i].backward(gradient, i > self._first)  # type: ignore[assignment]
 
 
-class _Unsupported(Exception):
+class _UnsupportedError(Exception):
     """A layer with options that no implementation here has."""
 
 
@@ -151,7 +151,7 @@ class _Parameters:
         weight: Tensor = next(weights) if on_simplex else module.weight
         bias: Tensor | None = module.bias
         if weight.grad is None or (bias is not None and bias.grad is None):
-            raise _Unsupported  # some are frozen
+            raise _UnsupportedError  # some are frozen
         self.weight, self.weight_gradient = weight.detach(), weight.grad
         self.bias = None if bias is None else bias.detach()
         self.bias_gradient = None if bias is None else bias.grad
@@ -181,7 +181,7 @@ class _Conv2d(_Parameters):
     def __init__(self, module: Any, weights: Any) -> None:
         super().__init__(module, weights)
         if module.padding_mode != "zeros" or isinstance(module.padding, str):
-            raise _Unsupported
+            raise _UnsupportedError
         self.options = module.stride, module.padding, module.dilation, False, (0, 0), module.groups
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class _Conv2d(_Parameters):
 class _MaxPool2d:
     def __init__(self, module: nn.MaxPool2d, _: object) -> None:
         if module.return_indices:
-            raise _Unsupported
+            raise _UnsupportedError
         self.options = (
             module.kernel_size,
             module.stride,

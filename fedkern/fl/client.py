@@ -12,6 +12,7 @@ from fedkern import class_counts
 
 from .data import Dataset
 from .partition import Partition
+from .reading import sent
 
 
 @dataclass(eq=False)
@@ -36,12 +37,10 @@ class Client:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def shuffled(self, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Its training inputs and targets, copied in a new random order."""
-        order = torch.randperm(len(self), generator=draws).to(self.indices.device)
-        chosen = self.indices[order]
-        inputs, targets = self.dataset.x_train, self.dataset.y_train
-        return inputs.index_select(0, chosen), targets.index_select(0, chosen)
+    def order(self, draws: torch.Generator) -> Tensor:
+        """Its training samples in a new random order: `indices` permuted, int64 [n_k]."""
+        permutation = torch.randperm(len(self), generator=draws)
+        return self.indices.index_select(0, sent(permutation, self.indices.device))
 
     def class_counts(self) -> Tensor:
         """How many training samples it has of each class: int64 [num_classes]."""

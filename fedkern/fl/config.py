@@ -14,7 +14,6 @@ from .errors import ConfigError, unknown_name
 from .models import MODELS
 from .partition import PARTITIONS
 
-
 ENGINES = ("serial", "vmap", "auto")
 LAYERS = ("fast", "plain")
 BUFFERS = ("aggregate", "local", "frozen")

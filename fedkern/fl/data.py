@@ -1,7 +1,8 @@
 """Data sets as whole tensors in memory: embedded, by name through torchvision, or your own.
 
-Inputs are float32, images [n, channels, height, width] scaled to [0, 1], features [n, d] as they
-are. `load_dataset` reads
+Inputs are images [n, channels, height, width] or features [n, d], stored as they come: uint8, which
+stands for its 255th part in [0, 1] (`fedkern.fl.reading` converts what is read), or float32.
+`load_dataset` reads
 
 - ``digits``: the UCI handwritten digits (8x8), which come with fedkern and need no download;
 - ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``svhn``: torchvision's copies
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from .errors import ConfigError, unknown_name
 from .folders import FEMNIST_CLASSES, read_femnist, read_tiny_imagenet
+from .reading import sample_contiguous, scaled
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class Dataset:
 
     Attributes:
         name: what it is called in reports.
-        x_train, x_test: float32, images [n, channels, height, width] or features [n, d].
+        x_train, x_test: images [n, channels, height, width] or features [n, d]: uint8, whose 255th
+            part models see (`Reader` and `scaled` give it), or floating point, which they see as it
+            is. Images lie in channels-last memory; what comes otherwise is copied into it.
         y_train, y_test: class indices, int64 [n], in [0, num_classes).
         num_classes: how many classes there are, whether or not all of them occur.
         train_writers, test_writers: who wrote each sample, int64 [n], where the data say so
@@ -54,6 +58,10 @@ class Dataset:
     train_writers: Tensor | None = None
     test_writers: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        for key in ("x_train", "x_test"):
+            object.__setattr__(self, key, sample_contiguous(getattr(self, key)))
+
     @property
     def sample_shape(self) -> torch.Size:
         """The shape of one sample: (channels, height, width) or (d,)."""
@@ -68,7 +76,7 @@ class Dataset:
         return replace(self, **moved)
 
     def normalized(self) -> Dataset:
-        """The same data set with inputs of mean 0 and standard deviation 1.
+        """The same data set with float32 inputs of mean 0 and standard deviation 1.
 
         Mean and standard deviation (over n, not n - 1) are those of each channel of the training
         images, or of each training feature; the test inputs are shifted and scaled by the same
@@ -79,15 +87,16 @@ class Dataset:
         values = x.numel() // x.shape[1]
 
         def mean(of: Callable[[Tensor], Tensor]) -> Tensor:
-            # Part by part: all inputs in float64 would take twice their memory.
-            sums = [of(part.double()).sum(dims, keepdim=True) for part in torch.split(x, 1024)]
+            # Part by part: all inputs in float64 would take up to eight times their memory.
+            parts = (scaled(part).double() for part in torch.split(x, 1024))
+            sums = [of(part).sum(dims, keepdim=True) for part in parts]
             return torch.stack(sums).sum(0) / values
 
         center = mean(lambda part: part)
         deviation = mean(lambda part: (part - center).square()).sqrt()
         constant = x.amin(dims, keepdim=True) == x.amax(dims, keepdim=True)
         shift, scale = center.float(), deviation.masked_fill(constant, 1).float()
-        x_train, x_test = ((inputs - shift).div_(scale) for inputs in (x, self.x_test))
+        x_train, x_test = ((scaled(inputs) - shift).div_(scale) for inputs in (x, self.x_test))
         return replace(self, x_train=x_train, x_test=x_test)
 
     @classmethod
@@ -105,8 +114,8 @@ class Dataset:
         Args:
             name: what the data set is called in reports and errors.
             x_train, x_test: images [n, height, width] or [n, height, width, channels], or
-                features [n, d]; uint8 is divided by 255, floating point is taken as it is, without
-                a copy if it is float32 features or grey images.
+                features [n, d]; uint8 (later divided by 255) or floating point, kept as float32.
+                Writable uint8 and float32 arrays in C order are not copied.
             y_train, y_test: class indices, integers [n], below `num_classes`; they need not fill
                 that range.
             num_classes: how many classes there are; ``y_train.max() + 1`` if None.
@@ -259,7 +268,7 @@ DATASETS = ("digits", *_TORCHVISION, "femnist", "tiny-imagenet")
 
 
 def _inputs(name: str, key: str, array: np.ndarray[Any, Any]) -> Tensor:
-    """float32 [n, d] or [n, channels, height, width] of images that lie channels last."""
+    """uint8 or float32 [n, d] or, in channels-last memory, [n, channels, height, width]."""
     if array.ndim not in (2, 3, 4) or array.size == 0:
         raise ConfigError(
             f"dataset: {name}: wanted {key} of shape [n, d], [n, height, width] or "
@@ -268,14 +277,12 @@ def _inputs(name: str, key: str, array: np.ndarray[Any, Any]) -> Tensor:
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise ConfigError(f"dataset: {name}: wanted {key} uint8 or floating, got {array.dtype}")
     images = array[..., None] if array.ndim == 3 else array
-    channels_first = images.transpose(0, 3, 1, 2) if images.ndim == 4 else images
+    kept = np.uint8 if array.dtype == np.uint8 else np.float32
     # One copy at most: large data sets would not fit twice. W: tensors are writable.
-    inputs = torch.from_numpy(np.require(channels_first, np.float32, ["C", "W"]))
-    if array.dtype == np.uint8:
-        return inputs.div_(255)
-    if not bool(inputs.isfinite().all()):
+    inputs = torch.from_numpy(np.require(images, kept, ["C", "W"]))
+    if kept is np.float32 and not bool(inputs.isfinite().all()):
         raise ConfigError(f"dataset: {name}: wanted finite {key}, got nan or infinity")
-    return inputs
+    return inputs.permute(0, 3, 1, 2) if inputs.ndim == 4 else inputs
 
 
 def _labels(name: str, key: str, array: np.ndarray[Any, Any], samples: int) -> Tensor:

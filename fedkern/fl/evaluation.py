@@ -11,6 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .reading import Reader
+
+# Samples a forward pass, measured on one thread of a CPU: with 1000 ResNet-20 takes twice as long
+# and Floco's CNN a quarter longer, with 100 the MLP a tenth.
+BATCH_SIZE = 250
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -72,25 +78,42 @@ class LocalEvaluation:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, inputs: Tensor, batch_size: int = 1000) -> Tensor:
+def predict(
+    model: nn.Module,
+    inputs: Tensor,
+    indices: Tensor | None = None,
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> Tensor:
     """A model's logits [n, C] in eval mode, on the CPU.
 
     There the order of later sums is fixed: the same logits give the same bits.
 
     Args:
         model: maps inputs [n, ...] to logits [n, C].
-        inputs: [n, ...] on the model's device, n > 0.
+        inputs: as a data set stores them, on the model's device; read by a `Reader`.
+        indices: which of them, int64 [n], n > 0; all if None.
         batch_size: samples a forward pass; changes no number beyond rounding.
     """
     model.eval()
-    return torch.cat([model(batch) for batch in torch.split(inputs, batch_size)]).cpu()
+    read = Reader(inputs)
+    if indices is None:
+        indices = torch.arange(len(inputs), device=inputs.device)
+    # A copy: logits may be a view of the inputs, whose memory the next batch takes.
+    batches = torch.split(indices, batch_size)
+    return torch.cat([model(read(batch)).clone() for batch in batches]).cpu()
 
 
 def evaluate(
-    model: nn.Module, inputs: Tensor, targets: Tensor, num_classes: int, *, batch_size: int = 1000
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    num_classes: int,
+    *,
+    batch_size: int = BATCH_SIZE,
 ) -> Evaluation:
     """`measure` of what a model predicts, see `predict`."""
-    return measure(predict(model, inputs, batch_size), targets, num_classes)
+    return measure(predict(model, inputs, batch_size=batch_size), targets, num_classes)
 
 
 def measure(logits: Tensor, targets: Tensor, num_classes: int) -> Evaluation:

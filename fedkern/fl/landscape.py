@@ -15,6 +15,7 @@ from fedkern.simplex import project
 from .client import Client
 from .evaluation import predict
 from .methods.floco import CENTER
+from .reading import Reader
 from .seeding import generator
 
 POINTS = 15  # of the grid, in each direction
@@ -73,7 +74,7 @@ def landscape(model: nn.Module, clients: Sequence[Client], seed: int) -> Landsca
     dataset = clients[0].dataset
     chosen = torch.randperm(len(dataset.y_test), generator=generator(seed, "landscape"))[:SAMPLES]
     chosen = chosen.to(dataset.y_test.device)
-    inputs, targets = dataset.x_test[chosen], dataset.y_test[chosen].cpu()
+    inputs, targets = Reader(dataset.x_test)(chosen), dataset.y_test[chosen].cpu()
     losses = []
     for alpha in alphas:
         with subregion(model, alpha):

@@ -196,10 +196,10 @@ class Trainer:
     def _backward(self, inputs: Tensor, targets: Tensor, loss: Callable[..., Tensor]) -> Tensor:
         """Adds a batch's gradients to the model's, which are 0; returns the logits."""
         if self._chain is None:
-            forward = self.model.module
+            forward: Callable[[Tensor], Tensor] = self.model.module
             if self._compiled is not None and len(inputs) == self._config.batch_size:
                 forward = self._compiled
-            logits: Tensor = forward(inputs)
+            logits = forward(inputs)
             torch.autograd.backward(loss(logits, targets))
             return logits.detach()
         logits = self._chain.forward(inputs).requires_grad_()

@@ -2,10 +2,14 @@ import pytest
 import torch
 
 from fedkern import fl
-from fedkern.fl.augment import augment, check_augment, parse_augment
+from fedkern.fl.augment import check_augment, draw_windows, parse_augment, through_windows
 
 # Not square, and every window of the padded image is another one, flipped or not.
 HEIGHT, WIDTH = 6, 7
+
+
+def augment(images, kinds, draws):
+    return through_windows(images, draw_windows(len(images), kinds, draws))
 
 
 def windows(image, kinds):
@@ -63,11 +67,42 @@ def test_each_image_stays_in_its_place(kinds):
         assert any(torch.equal(window, possible) for possible in windows(image, kinds))
 
 
-def test_no_kinds_give_the_inputs_themselves():
+def test_no_kinds_draw_nothing_and_change_nothing():
     images, draws = some_images(3), fl.generator(0, "augment")
     before = draws.get_state()
-    assert augment(images, (), draws) is images
+    assert torch.equal(augment(images, (), draws), images)
     assert torch.equal(draws.get_state(), before)
+
+
+@pytest.mark.parametrize("kinds", [("crop", "flip"), ("crop",), ("flip",)])
+def test_windows_are_the_generators_next_draws(kinds):
+    draws, again = fl.generator(0, "augment"), fl.generator(0, "augment")
+    drawn = draw_windows(100, kinds, draws)
+    assert drawn.dtype == torch.int64
+    top = left = torch.full((100,), 4)
+    flipped = torch.zeros(100, dtype=torch.int64)
+    if "crop" in kinds:
+        top, left = torch.randint(9, (2, 100), generator=again)
+    if "flip" in kinds:
+        flipped = torch.randint(2, (100,), generator=again)
+    assert torch.equal(drawn, torch.stack([top, left, flipped], 1))
+    assert torch.equal(draws.get_state(), again.get_state())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_each_image_through_its_window(channels, layout, dtype):
+    images = (some_images(40, channels) * 100).to(dtype).contiguous(memory_format=layout)
+    drawn = draw_windows(40, ("crop", "flip"), fl.generator(0, "augment"))
+    shown = through_windows(images, drawn)
+    assert shown.dtype == dtype
+    assert shown.is_contiguous(memory_format=torch.channels_last)
+    for image, window, (top, left, flipped) in zip(images, shown, drawn.tolist(), strict=True):
+        possible = list(windows(image, ("crop", "flip")))
+        assert torch.equal(window, possible[top * 18 + left * 2 + flipped].to(dtype))
+    batches = zip(images.split(7), drawn.split(7), strict=True)
+    assert torch.equal(torch.cat([through_windows(*batch) for batch in batches]), shown)
 
 
 def test_draws_come_from_the_generator_alone():
@@ -89,10 +124,8 @@ def test_smallest_batches(shape):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_shows_the_same_windows():
     images = some_images(20)
-    host, device = (
-        augment(images.to(where), ("crop", "flip"), fl.generator(0, "augment"))
-        for where in ("cpu", "cuda")
-    )
+    drawn = draw_windows(20, ("crop", "flip"), fl.generator(0, "augment"))
+    host, device = (through_windows(images.to(to), drawn.to(to)) for to in ("cpu", "cuda"))
     assert device.is_cuda
     assert torch.equal(device.cpu(), host)
 

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from fedkern import fl
@@ -12,12 +13,32 @@ def test_clients_hold_their_samples(blobs):
     draws = torch.Generator().manual_seed(0)
     seen = set()
     for _ in range(20):
-        inputs, targets = first.shuffled(draws)
-        for x, y in zip(inputs, targets, strict=True):
-            position = next(i for i in (4, 0, 9) if torch.equal(x, blobs.x_train[i]))
-            assert y == blobs.y_train[position]
-        seen.add(tuple(targets.tolist()))
-    assert len(seen) > 1
+        order = first.order(draws)
+        assert order.dtype == torch.int64
+        assert sorted(order.tolist()) == [0, 4, 9]
+        seen.add(tuple(order.tolist()))
+    assert len(seen) == 6  # any order; each is missing in 20 with probability 0.026
+    assert second.order(draws).shape == (0,)
+
+
+def test_order_is_the_generators_next_permutation(blobs):
+    (client,) = fl.make_clients(blobs, fl.Partition([torch.arange(240).flip(0)], 0))
+    draws, again = (fl.generator(0, "batches") for _ in range(2))
+    for _ in range(2):
+        expected = client.indices[torch.randperm(240, generator=again)]
+        assert torch.equal(client.order(draws), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_order_on_cuda_waits_for_nothing(blobs):
+    partition = fl.iid(blobs.y_train, 2, 0)
+    host, device = (fl.make_clients(blobs.to(to), partition)[0] for to in ("cpu", "cuda"))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        order = device.order(fl.generator(0, "batches"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(order.cpu(), host.order(fl.generator(0, "batches")))
 
 
 def test_states_are_not_shared(blobs):

@@ -24,6 +24,10 @@ def arrays():
     }
 
 
+def lies_channels_last(inputs):
+    return inputs.permute(0, 2, 3, 1).is_contiguous()
+
+
 def test_digits_are_scikit_learns():
     load_digits = pytest.importorskip("sklearn.datasets").load_digits
     source = load_digits()
@@ -37,7 +41,7 @@ def test_digits_are_scikit_learns():
         table = np.column_stack([np.asarray(inputs).reshape(len(labels), 64), labels])
         return table[np.lexsort(table.T)]
 
-    inputs = torch.cat([digits.x_train, digits.x_test])
+    inputs = fl.scaled(torch.cat([digits.x_train, digits.x_test]))
     labels = torch.cat([digits.y_train, digits.y_test])
     expected = np.round(source.images * 255 / 16).astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(rows(inputs, labels), rows(expected, source.target))
@@ -55,10 +59,11 @@ def test_npz_of_colour_images(arrays, tmp_path):
     np.savez(tmp_path / "own.npz", **arrays)
     dataset = fl.load_dataset(str(tmp_path / "own.npz"))
     assert dataset.x_train.shape == (6, 3, 5, 4)
-    assert dataset.x_train.dtype == torch.float32
-    assert dataset.x_train.is_contiguous()
+    assert dataset.x_train.dtype == torch.uint8
+    assert lies_channels_last(dataset.x_train)
+    assert dataset.x_train[5, 1, 2, 3] == arrays["x_train"][5, 2, 3, 1]
     expected = arrays["x_train"][5, 2, 3, 1] / np.float32(255)
-    assert dataset.x_train[5, 1, 2, 3].item() == expected
+    assert fl.scaled(dataset.x_train)[5, 1, 2, 3].item() == expected
     assert dataset.y_train.tolist() == [0, 1, 2, 0, 1, 4]
     assert dataset.y_test.tolist() == [0, 3, 4]  # 3 is a class that training never shows
     assert dataset.num_classes == 5
@@ -129,16 +134,32 @@ def test_arrays_of_any_layout(shape, kind, change):
         expected /= 255
     if len(shape) > 2:
         expected = expected.reshape(*inputs.shape[:3], -1).transpose(0, 3, 1, 2)
-    np.testing.assert_array_equal(dataset.x_train.numpy(), expected)
-    assert dataset.x_train.is_contiguous()
+    assert dataset.x_train.dtype == (torch.uint8 if kind is np.uint8 else torch.float32)
+    np.testing.assert_array_equal(fl.scaled(dataset.x_train).numpy(), expected)
+    assert dataset.x_train.ndim == 2 or lies_channels_last(dataset.x_train)
     assert dataset.x_train.data_ptr() != inputs.ctypes.data  # a tensor could write to it
 
 
-@pytest.mark.parametrize("shape", [(6, 5, 4), (6, 5)])
-def test_float32_arrays_that_lie_as_the_tensors_do_are_not_copied(shape):
-    inputs, labels = np.zeros(shape, np.float32), np.zeros(6, int)
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+@pytest.mark.parametrize("shape", [(6, 5, 4, 3), (6, 5, 4), (6, 5)])
+def test_arrays_that_lie_as_the_tensors_do_are_not_copied(shape, kind):
+    inputs, labels = np.zeros(shape, kind), np.zeros(6, int)
     dataset = fl.Dataset.from_arrays("own", inputs, labels, inputs, labels)
     assert dataset.x_train.data_ptr() == inputs.ctypes.data
+    assert dataset.x_train.untyped_storage().nbytes() == inputs.nbytes
+    assert dataset.to("cpu").x_train.data_ptr() == inputs.ctypes.data
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_tensors_of_images_come_to_lie_channels_last(kind):
+    x = torch.arange(360).view(6, 3, 5, 4).to(kind)
+    labels = torch.zeros(6, dtype=torch.int64)
+    dataset = fl.Dataset("made up", x, labels, x.flip(0), labels, 1)
+    assert torch.equal(dataset.x_train, x)
+    assert torch.equal(dataset.x_test, x.flip(0))
+    for inputs in (dataset.x_train, dataset.x_test, dataset.to("meta").x_test):
+        assert inputs.dtype == kind
+        assert lies_channels_last(inputs)
 
 
 def test_npz_that_is_none(tmp_path):
@@ -350,8 +371,9 @@ def test_tiny_imagenet_from_its_published_folder(tiny_imagenet, capsys):
     test = [f"val/images/val_{i}.JPEG" for i in range(4)]
     for paths, inputs in ((train, dataset.x_train), (test, dataset.x_test)):
         assert inputs.shape == (len(paths), 3, 64, 64)
-        assert inputs.is_contiguous()
-        for path, pixels in zip(paths, inputs, strict=True):
+        assert inputs.dtype == torch.uint8
+        assert lies_channels_last(inputs)
+        for path, pixels in zip(paths, fl.scaled(inputs), strict=True):
             expected = np.asarray(Image.open(folder / path), np.float32) / 255
             if expected.ndim == 2:
                 expected = np.stack([expected] * 3, 2)
@@ -459,6 +481,20 @@ def test_a_constant_channel_is_only_centred():
     assert dataset.x_train[:, 0].std() > 0.99
 
 
+def test_uint8_is_normalized_as_its_floats_are():
+    draws = torch.Generator().manual_seed(0)
+    stored = torch.randint(256, (1500, 3, 4, 5), generator=draws, dtype=torch.uint8)
+    labels = torch.zeros(1500, dtype=torch.int64)
+    both = [
+        fl.Dataset("made up", x, labels, x[:7], labels[:7], 1).normalized()
+        for x in (stored, stored.float() / 255)
+    ]
+    for own, expected in zip(*((one.x_train, one.x_test) for one in both), strict=True):
+        assert torch.equal(own, expected)
+        assert own.dtype == torch.float32
+        assert lies_channels_last(own)
+
+
 def test_normalized_keeps_the_writers(femnist):
     dataset = fl.load_dataset("femnist", femnist)
     assert dataset.normalized().test_writers is dataset.test_writers
@@ -470,10 +506,12 @@ def test_normalized_keeps_the_writers(femnist):
 def test_real_mnist(mnist):
     assert mnist.x_train.shape == (60000, 1, 28, 28)
     assert mnist.x_test.shape == (10000, 1, 28, 28)
-    assert (mnist.x_train.min().item(), mnist.x_train.max().item()) == (0.0, 1.0)
+    assert mnist.x_train.untyped_storage().nbytes() == 60000 * 28 * 28  # uint8, once
+    x_train = fl.scaled(mnist.x_train)
+    assert (x_train.min().item(), x_train.max().item()) == (0.0, 1.0)
     # The mean and standard deviation that every MNIST example normalises by.
-    assert mnist.x_train.mean().item() == pytest.approx(0.1307, abs=5e-5)
-    assert mnist.x_train.std().item() == pytest.approx(0.3081, abs=5e-5)
+    assert x_train.mean().item() == pytest.approx(0.1307, abs=5e-5)
+    assert x_train.std().item() == pytest.approx(0.3081, abs=5e-5)
 
 
 def test_real_cifar10():
@@ -483,5 +521,5 @@ def test_real_cifar10():
     dataset = fl.load_dataset("cifar10", root)
     assert dataset.x_train.shape == (50000, 3, 32, 32)
     assert torch.bincount(dataset.y_test).tolist() == [1000] * 10
-    means = dataset.x_train.mean((0, 2, 3)).tolist()
+    means = fl.scaled(dataset.x_train).mean((0, 2, 3)).tolist()
     assert means == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)

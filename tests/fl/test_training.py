@@ -88,9 +88,18 @@ def test_augmentation_shows_other_images(images):
     plain, augmented = torch.cat(seen[:8]), torch.cat(seen[8:])
     assert plain.shape == augmented.shape
     draws = DRAWS("augment")
-    expected = fl.augment(plain, ("crop", "flip"), draws)
+    windows = fl.draw_windows(len(plain), ("crop", "flip"), draws)
+    expected = fl.through_windows(plain, windows)
     assert torch.equal(augmented, expected)  # the same order of samples, then varied
     assert not torch.equal(augmented, plain)
+
+
+def test_uint8_data_train_as_their_floats(images):
+    stored = (images.x_train * 30 + 100).clamp(0, 255).to(torch.uint8)
+    bytes_, floats = (replace(images, x_train=x) for x in (stored, fl.scaled(stored)))
+    config = replace(CONFIG, augment="crop,flip")
+    ends = [trained(linear(x), x, config) for x in (bytes_, floats)]
+    assert all(map(torch.equal, *ends))
 
 
 # ---- buffers -------------------------------------------------------------------------------------

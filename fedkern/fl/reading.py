@@ -1,0 +1,88 @@
+"""How stored inputs become the batches that models see.
+
+Inputs are stored as uint8 where they come so (a quarter of the memory, and of what a batch reads),
+and images in channels-last memory: there a sample is contiguous, so that a batch is copied sample
+by sample, and convolutions get the layout in which they are fastest.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sample_contiguous(inputs: Tensor) -> Tensor:
+    """The same inputs, images channels last in memory; copied if they lie otherwise."""
+    if inputs.ndim != 4:
+        return inputs.contiguous()
+    return inputs.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def scaled(stored: Tensor) -> Tensor:
+    """What models see of stored inputs: uint8 divided by 255, floating point as it is.
+
+    Args:
+        stored: uint8 or floating point, any shape.
+
+    Returns:
+        New float32 in the memory format of `stored`, or `stored` itself if it is floating point.
+    """
+    if stored.dtype != torch.uint8:
+        return stored
+    return torch.div(stored, _divisor(stored.device))
+
+
+def _divisor(device: torch.device) -> Tensor:
+    """255 as a tensor: by a number, CUDA would multiply with 1 / 255, which rounds twice."""
+    return torch.full((), 255.0, dtype=torch.float32, device=device)
+
+
+class Reader:
+    """Reads batches of stored inputs into memory that it keeps: valid until the next call.
+
+    On CUDA nothing waits for the device.
+    """
+
+    def __init__(self, stored: Tensor) -> None:
+        """Prepares to read from a data set's inputs.
+
+        Args:
+            stored: images [n, C, H, W] or features [n, d], uint8 or floating point; as a `Dataset`
+                holds them. What lies otherwise in memory is copied, all of it.
+        """
+        rows = sample_contiguous(stored)
+        self._stored = rows.permute(0, 2, 3, 1) if rows.ndim == 4 else rows
+        self._divisor = _divisor(stored.device)
+        self._reserve(0)
+
+    def _reserve(self, samples: int) -> None:
+        shape = (samples, *self._stored.shape[1:])
+        self._chosen = self._inputs = self._stored.new_empty(shape)
+        if self._stored.dtype == torch.uint8:
+            self._inputs = self._stored.new_empty(shape, dtype=torch.float32)
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        """The inputs at some positions.
+
+        Args:
+            indices: int64 [b], on the device of the stored inputs.
+
+        Returns:
+            [b, C, H, W] in channels-last memory, or [b, d]: float32 of uint8, else as stored.
+        """
+        samples = len(indices)
+        if samples > len(self._chosen):
+            self._reserve(samples)
+        chosen, inputs = self._chosen[:samples], self._inputs[:samples]
+        torch.index_select(self._stored, 0, indices, out=chosen)
+        if inputs.dtype != chosen.dtype:
+            # Not torch.div with out: on the CPU that converts into new memory, then divides.
+            inputs.copy_(chosen).div_(self._divisor)
+        return inputs.permute(0, 3, 1, 2) if inputs.ndim == 4 else inputs
+
+
+def sent(host: Tensor, device: torch.device) -> Tensor:
+    """A new tensor of the host on a device, without waiting for what the device has to do."""
+    if device.type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
