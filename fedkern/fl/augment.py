@@ -87,8 +87,3 @@ def through_windows(inputs: Tensor, windows: Tensor) -> Tensor:
     pixels = (first_rows + rows)[:, :, None] * padded.shape[2] + columns[:, None, :]
     shown = padded.reshape(-1, channels).index_select(0, pixels.flatten())
     return shown.view(n, height, width, channels).permute(0, 3, 1, 2)
-
-
-def unchanged_windows(n: int) -> Tensor:
-    """Windows that show n images as they are: int64 [n, 3]."""
-    return torch.tensor([[_PADDING, _PADDING, 0]]).expand(n, 3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -36,7 +36,6 @@ class Round:
 
     Attributes:
         number: counted from 1.
-        engine: what trained it and what was chosen: `Engine.facts`.
         seconds: wall-clock time of sampling, training and aggregation, without evaluation.
         train_loss: plain cross entropy of the round's training batches, mean over samples; nan if
             no sampled client holds data.
@@ -45,15 +44,16 @@ class Round:
             none.
         personal_on_local: of each client's own model on its local test data; None where clients
             have no models of their own, too.
+        engine: what trained the clients, and what was chosen: `Engine.facts`.
     """
 
     number: int
     seconds: float
     train_loss: float
-    engine: dict[str, Any]
     evaluation: Evaluation | None = None
     global_on_local: LocalEvaluation | None = None
     personal_on_local: LocalEvaluation | None = None
+    engine: dict[str, Any] = field(default_factory=dict)
 
 
 def simulate(
@@ -93,9 +93,9 @@ def simulate(
         _check_finite(engine.model, number, train_loss)
         if number % config.eval_every == 0 or number == config.rounds:
             evaluations = _evaluate(method, engine.model, clients, config)
-            yield Round(number, seconds, train_loss, engine.facts, *evaluations)
+            yield Round(number, seconds, train_loss, *evaluations, engine.facts)
         else:
-            yield Round(number, seconds, train_loss, engine.facts)
+            yield Round(number, seconds, train_loss, engine=engine.facts)
 
 
 def sample_clients(clients: int, config: RunConfig, number: int) -> list[int]:

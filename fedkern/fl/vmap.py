@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from fedkern.nn import interpolated
 
-from .augment import through_windows, unchanged_windows
+from .augment import draw_windows, through_windows
 from .config import RunConfig
 from .data import Dataset
 from .errors import ConfigError
@@ -89,7 +89,7 @@ class _Plans:
         self.samples = counts.sum((0, 2))
         self.windows = None
         if plans[0].windows is not None:
-            unchanged = unchanged_windows(1)[0].to(self.order.device)
+            unchanged = draw_windows(1, (), torch.Generator())[0].to(self.order.device)
             self.windows = _stacked(
                 [_by_step(p.windows, config.batch_size, unchanged) for p in plans]  # type: ignore[arg-type]
             )

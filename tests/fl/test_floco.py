@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedkern import fl, simplex
+from fedkern.fl.flat import FlatModel, Layout
 from fedkern.fl.methods.ditto import PERSONAL
 from fedkern.fl.methods.floco import CENTER
 from fedkern.nn import endpoint_parameters, simplexify, subregion
@@ -95,17 +96,15 @@ def run_twin(name, parameters, clients, config, *, tau, rho, lamda, loss):
     centers, personal = {}, {}
 
     def points(client, draws, within_subregion=True):
+        if not on_simplex:
+            return lambda: None
         generator = draws("alpha")
-
-        def draw():
-            if not on_simplex:
-                return None
-            if within_subregion and client.number in centers:
-                center = centers[client.number]
-                return simplex.sample_ball(center, rho, generator=generator)[0]
-            return simplex.sample(num_endpoints, generator=generator, dtype=torch.float64)
-
-        return draw
+        steps = config.local_epochs * math.ceil(len(client) / config.batch_size)
+        if within_subregion and client.number in centers:
+            drawn = simplex.sample_ball(centers[client.number], rho, steps, generator=generator)
+        else:
+            drawn = simplex.sample(num_endpoints, [steps], generator=generator, dtype=torch.float64)
+        return iter(drawn).__next__
 
     for number in range(1, config.rounds + 1):
         if on_simplex and number == tau:
@@ -170,8 +169,14 @@ def test_three_rounds_agree_with_the_slow_twin(blobs64, name, loss, tau):
     assert {c.number for c in clients if PERSONAL in c.state} == set(personal)
     assert bool(personal) == (name != "floco")
     for k, parameters in personal.items():
-        own = clients[k].state[PERSONAL]
+        own = of_state(model, clients[k].state[PERSONAL])
         torch.testing.assert_close(own, parameters, rtol=1e-6, atol=1e-6)
+
+
+def of_state(model, state):
+    """A state's parameters, in the order of the model's."""
+    views = Layout(model).parameters(state.values)
+    return [views[name] for name, _ in model.named_parameters()]
 
 
 # ---- the simplex ---------------------------------------------------------------------------------
@@ -328,8 +333,8 @@ def test_a_client_that_failed_or_came_late_has_the_whole_simplex(blobs):
     failing = clients[4]
 
     class Failing(fl.Floco):
-        def pseudo_gradient(self, model, client, config, draws):
-            gradient = super().pseudo_gradient(model, client, config, draws)
+        def pseudo_gradient(self, before, after, client):
+            gradient = super().pseudo_gradient(before, after, client)
             return gradient * math.nan if client is failing else gradient
 
     config = replace(CONFIG, clients=5, clients_per_round=5)
@@ -339,7 +344,7 @@ def test_a_client_that_failed_or_came_late_has_the_whole_simplex(blobs):
     # Both look at the simplex centre, and train on all of it.
     for client in (empty, failing):
         assert method.personal_model(model, client) is None
-        assert method.region(client) == {}
+        assert method.local_work(client)[0].center is None
     assert len(rounds) == 3
 
 
@@ -348,12 +353,16 @@ def test_a_client_that_joins_after_tau_takes_part(blobs):
     clients, late = everyone[:4], everyone[4]
     config = replace(CONFIG, clients=5, clients_per_round=5)
     method = fl.Floco(tau=2)
-    seen = []
+    seen, rounds = [], []
 
     class Spy(fl.Floco):
-        def client_update(self, model, client, config, draws):
-            seen.append((draws.round, client.number, "center" in client.state))
-            return super().client_update(model, client, config, draws)
+        def begin_round(self, number, model, ask_all):
+            rounds.append(number)
+            super().begin_round(number, model, ask_all)
+
+        def local_work(self, client):
+            seen.append((rounds[-1], client.number, "center" in client.state))
+            return super().local_work(client)
 
     model = network(torch.Generator().manual_seed(1), 3, torch.float32)
     for round in fl.simulate(Spy(tau=2), model, clients, config):
@@ -371,8 +380,8 @@ def test_a_client_that_joins_after_tau_takes_part(blobs):
 
 def test_too_few_answers_at_tau_end_the_run_with_a_reason(blobs):
     class Failing(fl.Floco):
-        def pseudo_gradient(self, model, client, config, draws):
-            gradient = super().pseudo_gradient(model, client, config, draws)
+        def pseudo_gradient(self, before, after, client):
+            gradient = super().pseudo_gradient(before, after, client)
             return gradient * (math.nan if client.number > 1 else 1)
 
     model = network(torch.Generator().manual_seed(1), 3, torch.float32)
@@ -388,12 +397,9 @@ def test_ditto_without_pull_is_local_training_and_with_much_the_global_model(blo
         config = replace(CONFIG, momentum=0.0, lr=0.05, clip=math.inf)
         _, model, clients = run(fl.Ditto(lamda=lamda), blobs, config, model=model)
         last = fl.sample_clients(6, config, 3)
-        received = [*model.parameters()]
-        return sum(
-            (a - b).pow(2).sum().item()
-            for k in last
-            for a, b in zip(clients[k].state[PERSONAL], received, strict=True)
-        )
+        received = FlatModel(model).values
+        distances = (clients[k].state[PERSONAL].values - received for k in last)
+        return sum(d.square().sum().item() for d in distances)
 
     assert distance(0.0) > distance(1.0) > distance(10.0) > 0
 
@@ -415,8 +421,7 @@ def test_a_personal_model_is_evaluated_where_it_was_trained(blobs):
     rounds, _, clients = run(fl.FlocoPlus(tau=2), blobs)
     client = next(c for c in clients if PERSONAL in c.state)
     own = network(torch.Generator().manual_seed(5), 3, torch.float32)
-    for tensor, value in zip(own.state_dict().values(), client.state[PERSONAL], strict=True):
-        tensor.copy_(value)
+    FlatModel(own).load(client.state[PERSONAL])
     with subregion(own.eval(), client.state[CENTER]), torch.no_grad():
         logits = own(blobs.x_test[client.test_indices])
     expected = F.cross_entropy(logits, blobs.y_test[client.test_indices]).item()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 import fedkern
 from fedkern import fl
+from fedkern.fl.flat import State
 
 CONFIG = fl.RunConfig(
     clients=6, clients_per_round=4, rounds=1, local_epochs=2, batch_size=8, lr=0.3, clip=0.5
@@ -123,7 +124,7 @@ def test_fedga_passes_its_options_to_the_loss(blobs):
     for calibration in ("label", "gradient"):
         for counts, given in (("batch", None), ("client", torch.tensor([3, 1, 1, 0]))):
             method = fl.build_method("fedga", calibration=calibration, counts=counts)
-            loss = method.loss.for_client(client)
+            loss = partial(method.loss, class_counts=method.loss.class_counts(client))
             # A batch that is not the whole client, so that its counts are others.
             ours = torch.autograd.grad(loss(logits[1:], labels[1:]), logits)
             direct = fedkern.calibrated_ce(
@@ -133,15 +134,15 @@ def test_fedga_passes_its_options_to_the_loss(blobs):
 
 
 def updates(dtype):
-    yield fl.Update([torch.tensor([1.0, 2.0], dtype=dtype)], 1, torch.tensor(4.0))
-    yield fl.Update([torch.tensor([4.0, 8.0], dtype=dtype)], 3, torch.tensor(8.0))
+    yield fl.Update(State(torch.tensor([1.0, 2.0], dtype=dtype), []), 1, torch.tensor(4.0))
+    yield fl.Update(State(torch.tensor([4.0, 8.0], dtype=dtype), []), 3, torch.tensor(8.0))
 
 
 def test_aggregate_by_hand():
     uniform = fl.FedAvg().aggregate(updates(torch.float32))
-    assert uniform.state[0].tolist() == [2.5, 5.0]
+    assert uniform.state.values.tolist() == [2.5, 5.0]
     by_samples = fl.FedAvg(weighting="samples").aggregate(updates(torch.float32))
-    assert by_samples.state[0].tolist() == [3.25, 6.5]
+    assert by_samples.state.values.tolist() == [3.25, 6.5]
     for update in (uniform, by_samples):
         assert update.num_samples == 4
         assert update.train_loss.item() == 7.0  # over samples, however the models are weighted
@@ -153,9 +154,9 @@ def test_aggregate_takes_each_update_before_the_next_changes_it():
     def live():
         for value in (1.0, 5.0):
             model.fill_(value)
-            yield fl.Update([model], 1, torch.tensor(0.0))
+            yield fl.Update(State(model, []), 1, torch.tensor(0.0))
 
-    assert fl.FedAvg().aggregate(live()).state[0].tolist() == [3.0, 3.0, 3.0]
+    assert fl.FedAvg().aggregate(live()).state.values.tolist() == [3.0, 3.0, 3.0]
 
 
 @pytest.mark.parametrize(
@@ -230,8 +231,8 @@ def test_bad_variants(text, message):
 def test_integers_are_not_averaged():
     def updates():
         for count in (3, 5):
-            yield fl.Update([torch.tensor(count), torch.tensor([1.0])], 1, torch.tensor(0.0))
+            yield fl.Update(State(torch.tensor([1.0]), [torch.tensor(count)]), 1, torch.tensor(0.0))
 
-    counter, weight = fl.FedAvg().aggregate(updates()).state
+    weight, (counter,) = fl.FedAvg().aggregate(updates()).state
     assert (counter.dtype, counter.item()) == (torch.int64, 5)
     assert weight.tolist() == [1.0]

@@ -1,4 +1,4 @@
-"""Local training: what the options of `local_sgd` do."""
+"""Local training: what its options do."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedkern import fl
-from fedkern.fl.training import Pull, local_sgd
+from fedkern.fl.flat import FlatModel
+from fedkern.fl.training import Job, LocalWork, Trainer
 
 CONFIG = fl.RunConfig(local_epochs=2, batch_size=30, lr=0.1, clip=math.inf)
 DRAWS = fl.Draws(0, 1, 0)
@@ -20,9 +21,14 @@ def client_of(dataset):
     return fl.Client(0, dataset, everything, torch.arange(0))
 
 
-def trained(model, dataset, config=CONFIG, draws=DRAWS, **options):
-    local_sgd(model, client_of(dataset), F.cross_entropy, config, draws, **options)
-    return [p.detach().clone() for p in model.parameters()]
+def trained(module, dataset, config=CONFIG, draws=DRAWS, pull=0.0, anchors=None):
+    """The parameters after a job; anchors as the parameters."""
+    model = FlatModel(module)
+    work = LocalWork(fl.CrossEntropy(), pull=pull)
+    anchor = torch.zeros(0) if anchors is None else torch.cat([a.flatten() for a in anchors])
+    job = Job(client_of(dataset), work, model.state.copy(), draws)
+    Trainer(model, dataset, config).train(job, anchor)
+    return [p.detach().clone() for p in module.parameters()]
 
 
 def linear(dataset):
@@ -45,7 +51,7 @@ def test_pull_by_hand(blobs):
     gradients = torch.autograd.grad(
         F.cross_entropy(model(blobs.x_train), blobs.y_train), list(model.parameters())
     )
-    ends = trained(model, blobs, config, pull=Pull(0.5, anchors))
+    ends = trained(model, blobs, config, pull=0.5, anchors=anchors)
     for p, g, a, end in zip(start, gradients, anchors, ends, strict=True):
         torch.testing.assert_close(end, p - 0.1 * (g + 0.5 * (p - a)))
 
@@ -55,7 +61,7 @@ def test_clipping_holds_for_the_pulled_gradient(blobs):
     start = [p.detach().clone() for p in model.parameters()]
     anchors = [p + 100 for p in start]
     config = replace(CONFIG, local_epochs=1, batch_size=240, clip=0.5)
-    ends = trained(model, blobs, config, pull=Pull(1.0, anchors))
+    ends = trained(model, blobs, config, pull=1.0, anchors=anchors)
     moved = sum((a - b).pow(2).sum() for a, b in zip(start, ends, strict=True)).sqrt().item()
     assert moved == pytest.approx(0.1 * 0.5, rel=1e-4)
 
@@ -206,9 +212,9 @@ def test_statistics_at_tau_leave_buffers_alone(blobs):
 
     class Spy(fl.Floco):
         def begin_round(self, number, model, ask_all):
-            before = [b.clone() for b in model.buffers()]
+            before = [b.clone() for b in model.buffers]
             super().begin_round(number, model, ask_all)
-            seen.append(all(map(torch.equal, before, model.buffers())))
+            seen.append(all(map(torch.equal, before, model.buffers)))
 
     for buffers in ("aggregate", "local"):
         run(blobs, buffers, Spy(endpoints=2, tau=2))
