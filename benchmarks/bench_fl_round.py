@@ -1,105 +1,251 @@
-"""What a FedGA round costs beside the same training written by hand.
+"""What federated rounds cost beside the same training written by hand.
 
-On MNIST (in the folder FEDKERN_DATA) with the published settings: 100 clients, Dirichlet 0.1, 10
-clients a round, 2 local epochs, batch 64, MLP. Four ways of one and the same round, interleaved,
-each round on other clients:
+Published settings on real data (in the folder FEDKERN_DATA), one thread unless it says otherwise.
+Ways of one and the same round, interleaved, each round on other clients:
 
-- fedga, fedavg: rounds of `fedkern.fl.simulate`, without evaluation;
-- bare: a plain PyTorch loop on the same batches: indexing of inputs that all lie there as float32,
+- fedavg, fedga, floco: rounds of `fedkern.fl.simulate`, without evaluation; "plain" with layers as
+  they are (`--layers plain`), else with the faster implementations;
+- bare: a plain PyTorch loop on the same batches: float32 data in torch's default layout, indexing,
   F.cross_entropy, backward, clip_grad_norm_, torch.optim.SGD as it comes; no averaging, no copies
   of models;
 - forward+backward: that without clipping and without the step.
 
-`make bench` runs it. Medians and ratios to the bare loop are printed and kept.
+Then what workers, engines and the total number of clients change.
+
+`make bench` runs it. Medians and ratios to the first variant are printed and kept.
 """
 
 from __future__ import annotations
 
 import os
+import resource
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import pytest
 import record
+import timing
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from fedkern import fl
 
-THREADS = sorted({1, torch.get_num_threads()})
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("FEDKERN_DATA"), reason="needs data in the folder that FEDKERN_DATA names"
+)
+
 WARM_UP = 2  # rounds of each variant that are not timed
-ROUNDS = 15
+NEVER = 10**6  # a round that is never reached: the last one is always evaluated
+ONE = {"workers": 1, "rounds": NEVER, "eval_every": NEVER}
+
+Rounds = Callable[[int], float]  # seconds of a round by its number, counted from 1
 
 
-def bare_round(
-    model: nn.Module,
-    x: Tensor,
-    clients: list[fl.Client],
-    config: fl.RunConfig,
-    number: int,
-    *,
-    step: bool,
-) -> float:
-    """Seconds of the hand-written training on x of the clients that round `number` samples."""
-    y = clients[0].dataset.y_train
-    start = perf_counter()
-    for k in fl.sample_clients(len(clients), config, number):
-        indices = clients[k].indices
-        draws = fl.generator(config.seed, "batches", number, k)
-        optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)
-        for _ in range(config.local_epochs):
-            order = indices[torch.randperm(len(indices), generator=draws)]
-            for batch in order.split(config.batch_size):
-                optimizer.zero_grad()
-                F.cross_entropy(model(x[batch]), y[batch]).backward()
-                if step:
-                    nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-                    optimizer.step()
-    return perf_counter() - start
+class Task:
+    """Data, partition and settings of what is trained."""
 
+    def __init__(self, dataset: str, **settings: Any) -> None:
+        self.config = fl.RunConfig.for_dataset(dataset, **{**ONE, **settings})
+        self.dataset = fl.load_dataset(dataset)
+        self.partition = fl.make_partition(self.dataset, self.config)
 
-@pytest.mark.parametrize("threads", THREADS)
-def test_fl_round(threads: int) -> None:
-    if not os.environ.get("FEDKERN_DATA"):
-        pytest.skip("needs MNIST in the folder that FEDKERN_DATA names")
-    # One more round, never asked for: the last one is always evaluated.
-    total = WARM_UP + ROUNDS
-    config = fl.RunConfig.for_dataset("mnist", rounds=total + 1, eval_every=total + 1)
-    dataset = fl.load_dataset("mnist")
-    partition = fl.make_partition(dataset, config)
-    clients = fl.make_clients(dataset, partition)
-    x = fl.scaled(dataset.x_train)
-
-    def new_model() -> nn.Module:
-        return fl.build_model(config.model, dataset, fl.generator(config.seed, "model"))
-
-    runs = {
-        name: fl.simulate(method, new_model(), fl.make_clients(dataset, partition), config)
-        for name, method in (("fedga", fl.FedGA()), ("fedavg", fl.FedAvg()))
-    }
-    model = new_model().train()
-    seconds: dict[str, list[float]] = {}
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for number in range(1, total + 1):
-            timed = {name: next(run).seconds for name, run in runs.items()}
-            timed["bare"] = bare_round(model, x, clients, config, number, step=True)
-            timed["forward+backward"] = bare_round(model, x, clients, config, number, step=False)
-            if number > WARM_UP:
-                for name, value in timed.items():
-                    seconds.setdefault(name, []).append(value)
-    finally:
-        torch.set_num_threads(before)
-
-    medians = {name: median(values) for name, values in seconds.items()}
-    print(f"\na round of MNIST, {threads} threads")
-    rows = []
-    for name, value in medians.items():
-        ratio = value / medians["bare"]
-        print(f"{name:18} {1e3 * value:9.2f} ms  {ratio:6.3f} x bare")
-        rows.append(
-            {"variant": name, "threads": threads, "median_seconds": value, "ratio_to_bare": ratio}
+    def model(self) -> nn.Module:
+        return fl.build_model(
+            self.config.model, self.dataset, fl.generator(self.config.seed, "model")
         )
+
+    def rounds(self, method: fl.Method, **settings: Any) -> Rounds:
+        """fedkern's rounds, in their order."""
+        clients = fl.make_clients(self.dataset, self.partition)
+        config = replace(self.config, **settings)
+        run = fl.simulate(method, self.model(), clients, config)
+        return lambda number: next(run).seconds
+
+    def bare(self, *, step: bool = True) -> Rounds:
+        """The hand-written training of the clients that a round samples."""
+        config, clients = self.config, fl.make_clients(self.dataset, self.partition)
+        x = fl.scaled(self.dataset.x_train).contiguous()
+        y = self.dataset.y_train
+        model = self.model().to(memory_format=torch.contiguous_format).train()
+
+        def train(number: int) -> float:
+            start = perf_counter()
+            for k in fl.sample_clients(len(clients), config, number):
+                draws = fl.generator(config.seed, "batches", number, k)
+                optimizer = torch.optim.SGD(
+                    model.parameters(),
+                    lr=config.lr,
+                    momentum=config.momentum,
+                    weight_decay=config.weight_decay,
+                )
+                for _ in range(config.local_epochs):
+                    for batch in clients[k].order(draws).split(config.batch_size):
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x[batch]), y[batch]).backward()
+                        if step:
+                            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+                            optimizer.step()
+            return perf_counter() - start
+
+        return train
+
+
+def measured(variants: dict[str, Rounds], rounds: int) -> dict[str, list[float]]:
+    """Seconds of `rounds` rounds of each, in turns, on one thread."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    with timing.torch_threads(1):
+        for number in range(1, WARM_UP + rounds + 1):
+            for name, run in variants.items():
+                value = run(number)
+                if number > WARM_UP:
+                    seconds[name].append(value)
+    return seconds
+
+
+def keep(seconds: dict[str, list[float]], **setting: Any) -> None:
+    """Prints and records medians, and the median over the rounds of each ratio to the first."""
+    first = next(iter(seconds))
+    print("\n" + timing.describe(setting))
+    rows = []
+    for name, values in seconds.items():
+        ratio = median(a / b for a, b in zip(seconds[first], values, strict=True))
+        print(f"{name:28} {1e3 * median(values):9.2f} ms, {first} takes {ratio:6.3f} x as long")
+        rows.append(
+            {**setting, "variant": name, "seconds": median(values), f"{first}_over_this": ratio}
+        )
+    record.append("fl_round", rows)
+
+
+# ---- beside a bare loop --------------------------------------------------------------------------
+
+
+def test_mnist_mlp() -> None:
+    task = Task("mnist")
+    variants = {
+        "bare": task.bare(),
+        "forward+backward": task.bare(step=False),
+        "fedavg plain": task.rounds(fl.FedAvg(), layers="plain"),
+        "fedavg": task.rounds(fl.FedAvg()),
+        "fedga plain": task.rounds(fl.FedGA(), layers="plain"),
+        "fedga": task.rounds(fl.FedGA()),
+    }
+    keep(measured(variants, 25), task="mnist mlp")
+
+
+def test_cifar10_lenet() -> None:
+    task = Task("cifar10", model="lenet", clients_per_round=4)
+    variants = {
+        "bare": task.bare(),
+        "forward+backward": task.bare(step=False),
+        "fedavg plain": task.rounds(fl.FedAvg(), layers="plain"),
+        "fedavg": task.rounds(fl.FedAvg()),
+        "fedga": task.rounds(fl.FedGA()),
+    }
+    keep(measured(variants, 12), task="cifar10 lenet")
+
+
+FLOCO = {  # the settings of its experiments
+    "model": "cnn",
+    "batch_size": 50,
+    "local_epochs": 5,
+    "lr": 0.02,
+    "momentum": 0.5,
+    "weight_decay": 5e-4,
+    "clip": float("inf"),
+    "alpha": 0.5,
+}
+
+
+def test_cifar10_floco_cnn() -> None:
+    task = Task("cifar10", **FLOCO, clients_per_round=2)
+    variants = {
+        "bare": task.bare(),
+        "fedavg": task.rounds(fl.FedAvg(weighting="samples")),
+        "floco": task.rounds(fl.Floco(tau=NEVER)),
+    }
+    keep(measured(variants, 10), task="cifar10 cnn")
+
+
+def test_whole_floco_round() -> None:
+    """30 clients, 5 epochs, M = 10: on the whole simplex, and (tau = 1) in subregions."""
+    task = Task("cifar10", **FLOCO, clients_per_round=30)
+    variants = {
+        "fedavg": task.rounds(fl.FedAvg(weighting="samples")),
+        "floco, whole simplex": task.rounds(fl.Floco(tau=NEVER)),
+        "floco, subregions": task.rounds(fl.Floco(tau=1)),
+    }
+    keep(measured(variants, 3), task="cifar10 cnn, 30 clients")
+
+
+# ---- workers, engines ----------------------------------------------------------------------------
+
+
+def lenet_rounds(workers: int) -> timing.Step:
+    """A step of one round, for a process of its own."""
+    run = Task("cifar10", model="lenet", clients_per_round=4).rounds(fl.FedAvg(), workers=workers)
+    return lambda: run(0)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_two_workers_beside_two_processes() -> None:
+    """Seconds a round: two processes train a round each at the same time."""
+    two_workers = timing.StepElsewhere(lenet_rounds, 2)
+    processes = [timing.StepElsewhere(lenet_rounds, 1) for _ in range(2)]
+    seconds: dict[str, list[float]] = {"two processes": [], "two workers": [], "one worker": []}
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(10):
+            both = max(pool.map(lambda process: process.seconds(2), processes)) / 2
+            workers = two_workers.seconds(2)
+            one = processes[0].seconds(1)
+            if number >= WARM_UP:
+                for name, value in zip(seconds, (both, workers, one), strict=True):
+                    seconds[name].append(value)
+    keep(seconds, task="cifar10 lenet, workers")
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_engines(dataset: str) -> None:
+    task = Task(dataset, clients_per_round=10 if dataset == "mnist" else 4)
+    variants = {
+        "serial": task.rounds(fl.FedGA()),
+        "serial plain": task.rounds(fl.FedGA(), layers="plain"),
+        "compiled": task.rounds(fl.FedGA(), compile=True),
+        "vmap": task.rounds(fl.FedGA(), engine="vmap"),
+    }
+    keep(measured(variants, 8), task=f"{dataset}, engines")
+
+
+# ---- the total number of clients -----------------------------------------------------------------
+
+SAMPLES = 256  # of each client, whatever their number: clients share the samples of MNIST
+
+
+def many_clients(total: int) -> tuple[float, float]:
+    """Median seconds of a round of 10 clients, and peak memory of the process in bytes."""
+    torch.set_num_threads(1)
+    dataset = fl.load_dataset("mnist")
+    draws = torch.Generator().manual_seed(0)
+    samples = torch.randint(len(dataset.y_train), (total, SAMPLES), generator=draws)
+    clients = fl.make_clients(dataset, fl.Partition(list(samples), 0))
+    config = fl.RunConfig.for_dataset("mnist", **ONE, clients=total, clients_per_round=10)
+    model = fl.build_model("mlp", dataset, fl.generator(0, "model"))
+    run: Iterator[fl.Round] = fl.simulate(fl.FedAvg(), model, clients, config)
+    seconds = [next(run).seconds for _ in range(30)][WARM_UP:]
+    return median(seconds), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def test_total_number_of_clients() -> None:
+    rows = []
+    print("\nrounds of 10 clients")
+    for total in (10, 100, 1000, 10000):
+        seconds, peak = timing.in_fresh_process(many_clients, total)
+        row = {"clients": total, "seconds": seconds, "peak_bytes": peak}
+        row["index_bytes"] = total * SAMPLES * 8
+        print(f"{total:6} clients {1e3 * seconds:8.2f} ms, peak {peak / 2**20:7.1f} MiB", row)
+        rows.append({"task": "total number of clients", "variant": str(total), **row})
     record.append("fl_round", rows)

@@ -1,14 +1,9 @@
 """Forward and backward passes of a chain of layers, by the functions that autograd would call.
 
 A small network's step is half bookkeeping: graph, nodes, gradients that are allocated and then
-added to what is there. A chain of the layers below needs none of it. Gradients go straight to where
-they belong, and each layer takes the implementation that measured fastest of those torch has:
-
-- `torch.nn.Linear`: MKL's product or oneDNN's, whichever is faster for its shape on this machine;
-- `torch.nn.MaxPool2d` of 2x2 windows on the CPU: maxima of whole slices where torch's own kernel
-  does not vectorise, that is for images that are not channels last or have few channels.
-
-Results equal those of autograd but for rounding.
+added to what is there. A chain of the layers below needs none of it, and gradients go straight to
+where they belong. Linear layers use MKL's products or oneDNN's, whichever are faster for their
+shape on this machine. Results equal those of autograd but for rounding.
 """
 
 from __future__ import annotations
@@ -216,56 +211,18 @@ class _MaxPool2d:
             module.dilation,
             module.ceil_mode,
         )
-        kernel, stride, padding, dilation = map(_pair, self.options[:4])
-        usual = (2, 2), (2, 2), (0, 0), (1, 1)
-        self.halves = (kernel, stride, padding, dilation) == usual and not module.ceil_mode
 
     def forward(self, x: Tensor) -> Tensor:
         self.input = x
-        self.by_slices = self.halves and x.device.type == "cpu" and not _vectorises(x)
-        if self.by_slices:
-            a, b, c, d = _quarters(x)
-            self.upper, lower = torch.maximum(a, b), torch.maximum(c, d)
-            self.output = torch.maximum(self.upper, lower)
-        else:
-            self.output, self.indices = aten.max_pool2d_with_indices(x, *self.options)
-        return self.output
+        output: Tensor
+        output, self.indices = aten.max_pool2d_with_indices(x, *self.options)
+        return output
 
     def backward(self, gradient: Tensor, wanted: bool) -> Tensor | None:
-        if not self.by_slices:
-            result: Tensor = aten.max_pool2d_with_indices_backward(
-                gradient, self.input, *self.options, self.indices
-            )
-            return result
-        # The first of equal values, row by row, has it all, as in torch.
-        a, b, c, d = _quarters(self.input)
-        result = torch.empty_like(self.input)
-        to_a, to_b, to_c, to_d = _quarters(result)
-        height, width = self.output.shape[2:]
-        result[:, :, 2 * height :] = 0
-        result[:, :, :, 2 * width :] = 0
-        upper = gradient * (self.upper == self.output)
-        lower = gradient - upper
-        torch.mul(upper, a >= b, out=to_a)
-        torch.sub(upper, to_a, out=to_b)
-        torch.mul(lower, c >= d, out=to_c)
-        torch.sub(lower, to_c, out=to_d)
+        result: Tensor = aten.max_pool2d_with_indices_backward(
+            gradient, self.input, *self.options, self.indices
+        )
         return result
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _vectorises(x: Tensor) -> bool:
-    """Whether torch's kernel takes the channels of a pixel together, a vector at a time."""
-    return x.shape[1] >= 16 and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _quarters(x: Tensor) -> list[Tensor]:
-    """The upper left, upper right, lower left and lower right pixels of all 2x2 windows."""
-    x = x[:, :, : x.shape[2] // 2 * 2, : x.shape[3] // 2 * 2]
-    return [x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
 
 
 _LAYERS: dict[type[nn.Module], Callable[[Any, Any], Layer]] = {

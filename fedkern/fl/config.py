@@ -60,7 +60,7 @@ class RunConfig:
     augment: str = setting("", "of training images: crop, flip or crop,flip; none by default")
     eval_every: int = setting(1, "rounds from one evaluation to the next; the last has one too")
     seed: int = setting(0, "seed of everything random: partition, model, sampling, batches")
-    threads: int | None = setting(None, "CPU threads of each worker; 1 if not given")
+    threads: int = setting(1, "CPU threads of each worker; part of what determines the bits")
     workers: int | None = setting(None, "clients trained side by side; as the CPU has room for")
     engine: str = setting(
         "serial", "serial; vmap, a round's clients as one batch; auto, what is faster in round 1"

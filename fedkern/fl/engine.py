@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from copy import deepcopy
 from queue import SimpleQueue
 from time import perf_counter
@@ -18,8 +17,10 @@ from .config import RunConfig
 from .data import Dataset
 from .errors import ConfigError
 from .flat import FlatModel
+from .heap import keep_freed_memory
 from .training import Job, Trained, Trainer
 from .vmap import VmapEngine
+from .workers import num_workers, thread_pool
 
 
 class Engine(Protocol):
@@ -77,10 +78,7 @@ class SerialEngine:
             finally:
                 idle.put(trainer)
 
-        # A thread's own number of threads starts as the machine's.
-        pool = ThreadPoolExecutor(
-            len(self._trainers), "worker", torch.set_num_threads, (torch.get_num_threads(),)
-        )
+        pool = thread_pool(len(self._trainers))
         try:
             waiting: deque[Future[Trained]] = deque()
             for job in jobs:
@@ -91,16 +89,6 @@ class SerialEngine:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def num_workers(config: RunConfig, device: torch.device) -> int:
-    """How many clients are trained side by side; by default as many as the CPU has room for."""
-    if config.workers is not None:
-        return config.workers
-    if device.type != "cpu":
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(config.clients_per_round, (cores or 1) // torch.get_num_threads()))
 
 
 class AutoEngine:
@@ -156,4 +144,5 @@ ENGINES: dict[str, Callable[[FlatModel, Dataset, RunConfig], Engine]] = {
 
 def make_engine(module: nn.Module, dataset: Dataset, config: RunConfig) -> Engine:
     """The engine that the settings name, for clients of a data set; the model becomes its own."""
+    keep_freed_memory()
     return ENGINES[config.engine](FlatModel(module), dataset, config)

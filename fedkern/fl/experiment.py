@@ -78,8 +78,7 @@ class Experiment:
         config = RunConfig.for_dataset(
             **{key: settings[key] for key in own if settings.get(key) is not None}
         )
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        torch.set_num_threads(config.threads)
         torch.backends.cudnn.deterministic = True  # the same seed gives the same bits on CUDA too
         dataset = load_dataset(config.dataset, config.data_root, download=config.download)
         check_augment(config.augmentations, dataset.sample_shape)
@@ -109,7 +108,6 @@ class Experiment:
                 "methods": {title: describe(method) for title, method in self.methods.items()},
                 "seeds": list(self.partitions),
                 **vars(config),
-                "threads": torch.get_num_threads(),
                 "device": str(config.torch_device()),
                 "build": {key: str(value) for key, value in fedkern.build_info().items()},
             },
@@ -165,6 +163,9 @@ class Experiment:
                     model = self.initial_model(seed).to(device)
                     clients = make_clients(on_device, partition)
                     for round in simulate(method, model, clients, replace(config, seed=seed)):
+                        if not result.rounds:
+                            facts = ", ".join(f"{k} {v}" for k, v in round.engine.items())
+                            console.print(f"{title} seed {seed}: {facts}", highlight=False)
                         result.rounds.append(round)
                         folder.add(title, seed, round)
                         progress.show(f"{title} seed {seed}", round, config.rounds)

@@ -236,6 +236,7 @@ def summarise(
                 "seed": result.seed,
                 "rounds": len(result.rounds),
                 "seconds": sum(round.seconds for round in result.rounds),
+                "engine": result.rounds[0].engine,
                 "accuracy_last_10": result.late("accuracy"),
                 "global_on_test": _last_and_best(result, "evaluation", "accuracy"),
                 "global_on_local": _last_and_best(result, "global_on_local", "mean_accuracy"),

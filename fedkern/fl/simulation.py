@@ -26,6 +26,7 @@ from .flat import FlatModel, State
 from .methods import Method, Update
 from .seeding import Draws, generator
 from .training import Job, LocalWork
+from .workers import num_workers
 
 BUFFERS = "buffers"  # in a client's state, where clients keep theirs: the model's buffers
 
@@ -148,7 +149,7 @@ def _evaluate(
     """The global model on the global test data; it and the clients' own on their local ones."""
     dataset = clients[0].dataset
     x, y, num_classes = dataset.x_test, dataset.y_test, dataset.num_classes
-    logits = predict(model.module, x)
+    logits = predict(model.module, x, workers=num_workers(config, x.device))
     evaluation = measure(logits, y, num_classes)
     if not any(len(client.test_indices) for client in clients):
         return evaluation, None, None
