@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
+from threading import Lock
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -154,22 +155,22 @@ class _Parameters:
 
 class _Linear(_Parameters):
     def forward(self, x: Tensor) -> Tensor:
-        self.input = x.reshape(-1, x.shape[-1])
-        self.linear = _faster_linear(len(self.input), self.weight)
+        self.shape = x.shape
+        self.input = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        self.linear = _faster_linear(self.input, self.weight)
         output = self.linear(self.input, self.weight, self.bias)
-        return output.view(*x.shape[:-1], -1)
+        return output if x.dim() == 2 else output.view(*x.shape[:-1], -1)
 
     def backward(self, gradient: Tensor, wanted: bool) -> Tensor | None:
-        shape, gradient = gradient.shape[:-1], gradient.reshape(-1, gradient.shape[-1])
+        if len(self.shape) != 2:
+            gradient = gradient.reshape(-1, gradient.shape[-1])
         if self.linear is _onednn_linear:
             self.weight_gradient.copy_(self.linear(gradient.t(), self.input.t(), None))
         else:
             torch.mm(gradient.t(), self.input, out=self.weight_gradient)
         if self.bias_gradient is not None:
             torch.sum(gradient, 0, out=self.bias_gradient)
-        if not wanted:
-            return None
-        return self.linear(gradient, self.weight.t(), None).view(*shape, -1)
+        return self.linear(gradient, self.weight.t(), None).view(self.shape) if wanted else None
 
 
 class _Conv2d(_Parameters):
@@ -241,6 +242,8 @@ _LAYERS: dict[type[nn.Module], Callable[[Any, Any], Layer]] = {
 
 MARGIN = 1.25  # by which oneDNN must be faster: what is close must not depend on the day's noise
 
+_measuring = Lock()
+
 LinearFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -249,14 +252,17 @@ def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return output
 
 
-def _faster_linear(batch: int, weight: Tensor) -> LinearFunction:
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+def _faster_linear(x: Tensor, weight: Tensor) -> LinearFunction:
+    """The faster of torch's linear and oneDNN's for inputs [n, features]."""
+    if not x.is_cpu or x.dtype != torch.float32:
         return nn.functional.linear
-    return _measured_linear(2 ** (batch - 1).bit_length(), *weight.shape, torch.get_num_threads())
+    batch = 1 << (len(x) - 1).bit_length()  # an epoch's last batch may have any size
+    with _measuring:  # two threads might find different ones
+        return _measured_linear(batch, *weight.shape)
 
 
 @cache
-def _measured_linear(batch: int, out_features: int, in_features: int, _: int) -> LinearFunction:
+def _measured_linear(batch: int, out_features: int, in_features: int) -> LinearFunction:
     """The faster of torch's linear and oneDNN's."""
     if not torch._C._has_mkldnn:
         return nn.functional.linear

@@ -31,9 +31,15 @@ class Loss(Protocol):
         all arguments.
         """
 
+    def gradient(self, logits: Tensor, targets: Tensor, class_counts: Tensor | None) -> Tensor:
+        """The gradient for the logits, which do not require it."""
+        logits = logits.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self(logits, targets, class_counts), [logits])
+        return gradient
+
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Loss):
     """Plain softmax cross entropy."""
 
     def class_counts(self, client: Client) -> Tensor:
@@ -44,9 +50,13 @@ class CrossEntropy:
         """The mean over samples, in one pass for loss and gradient."""
         return fedkern.calibrated_ce(logits, targets, class_counts=class_counts)
 
+    def gradient(self, logits: Tensor, targets: Tensor, class_counts: Tensor | None) -> Tensor:
+        """The gradient for the logits."""
+        return _gradient(logits, targets, class_counts, "label")
+
 
 @dataclass(frozen=True)
-class CalibratedCE:
+class CalibratedCE(Loss):
     """FedGA's calibrated cross entropy (arXiv 2412.16582), `fedkern.calibrated_ce`.
 
     Attributes:
@@ -73,6 +83,20 @@ class CalibratedCE:
         return fedkern.calibrated_ce(
             logits, targets, class_counts=class_counts, calibration=cast(Any, self.calibration)
         )
+
+    def gradient(self, logits: Tensor, targets: Tensor, class_counts: Tensor | None) -> Tensor:
+        """The gradient for the logits."""
+        return _gradient(logits, targets, class_counts, self.calibration)
+
+
+def _gradient(
+    logits: Tensor, targets: Tensor, class_counts: Tensor | None, calibration: str
+) -> Tensor:
+    """What the fused operator computes beside the loss; autograd's graph for it would cost more."""
+    _, gradient = torch.ops.fedkern.calibrated_ce_forward.default(
+        logits, targets, None, class_counts, calibration, -100, "mean", 0.0, False, True
+    )
+    return cast(Tensor, gradient)
 
 
 # Dataclasses that are a `Loss`; their fields are options on the command line.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkern import simplex
+from fedkern._library import call_sgd_step_
 
 from .augment import draw_windows, through_windows
 from .chain import Chain
@@ -20,7 +20,7 @@ from .client import Client
 from .config import RunConfig
 from .data import Dataset
 from .flat import FlatModel, State
-from .losses import Loss
+from .losses import CrossEntropy, Loss
 from .reading import Reader, sent
 from .seeding import Draws
 
@@ -144,7 +144,7 @@ class Trainer:
         model, config = self.model, self._config
         plan = Plan.of(job, model, config)
         labels = self._targets.index_select(0, plan.order.flatten())
-        loss = partial(job.work.loss, class_counts=job.work.loss.class_counts(job.client))
+        loss, class_counts = job.work.loss, job.work.loss.class_counts(job.client)
         model.load(job.start)
         model.gradients.zero_()
         if self._momentum is not None:
@@ -156,7 +156,7 @@ class Trainer:
                 alpha = None if plan.points is None else plan.points[step]
                 if alpha is not None:
                     model.stand_at(alpha)
-                logits.append(self._backward(inputs, targets, loss))
+                logits.append(self._backward(inputs, targets, loss, class_counts))
                 sgd_step(
                     model.values,
                     model.gradients,
@@ -178,7 +178,7 @@ class Trainer:
         first %= len(self._targets)
         start_training(model.module, self._config.buffers)
         with model.interpolated():
-            self._backward(self._reader(first), self._targets[first], F.cross_entropy)
+            self._backward(self._reader(first), self._targets[first], CrossEntropy(), None)
         model.gradients.zero_()
         model.load(before)
 
@@ -186,25 +186,26 @@ class Trainer:
         """Inputs, valid until the next batch, and targets."""
         size = self._config.batch_size
         for epoch, targets in enumerate(labels.view(plan.order.shape)):
-            for start in range(0, len(targets), size):
-                batch = slice(start, start + size)
-                inputs = self._reader(plan.order[epoch, batch])
-                if plan.windows is not None:
-                    inputs = through_windows(inputs, plan.windows[epoch, batch])
-                yield inputs, targets[batch]
+            windows = None if plan.windows is None else torch.split(plan.windows[epoch], size)
+            order = torch.split(plan.order[epoch], size)
+            batches = zip(order, torch.split(targets, size), strict=True)
+            for i, (indices, batch) in enumerate(batches):
+                inputs = self._reader(indices)
+                yield inputs if windows is None else through_windows(inputs, windows[i]), batch
 
-    def _backward(self, inputs: Tensor, targets: Tensor, loss: Callable[..., Tensor]) -> Tensor:
+    def _backward(
+        self, inputs: Tensor, targets: Tensor, loss: Loss, class_counts: Tensor | None
+    ) -> Tensor:
         """Adds a batch's gradients to the model's, which are 0; returns the logits."""
-        if self._chain is None:
-            forward: Callable[[Tensor], Tensor] = self.model.module
-            if self._compiled is not None and len(inputs) == self._config.batch_size:
-                forward = self._compiled
-            logits = forward(inputs)
-            torch.autograd.backward(loss(logits, targets))
-            return logits.detach()
-        logits = self._chain.forward(inputs).requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(logits, targets), [logits])
-        self._chain.backward(gradient)
+        if self._chain is not None:
+            logits = self._chain.forward(inputs)
+            self._chain.backward(loss.gradient(logits, targets, class_counts))
+            return logits
+        forward: Callable[[Tensor], Tensor] = self.model.module
+        if self._compiled is not None and len(inputs) == self._config.batch_size:
+            forward = self._compiled
+        logits = forward(inputs)
+        torch.autograd.backward(loss(logits, targets, class_counts))
         return logits.detach()
 
 
@@ -221,7 +222,7 @@ def sgd_step(
     zero_gradients: bool,
 ) -> None:
     """A step of SGD with the run's settings, on one model or on several."""
-    torch.ops.fedkern.sgd_step_(
+    call_sgd_step_(
         values,
         gradients,
         momentum,
