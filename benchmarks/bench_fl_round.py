@@ -22,8 +22,8 @@ import resource
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import pytest
@@ -49,9 +49,10 @@ Rounds = Callable[[int], float]  # seconds of a round by its number, counted fro
 class Task:
     """Data, partition and settings of what is trained."""
 
-    def __init__(self, dataset: str, **settings: Any) -> None:
-        self.config = fl.RunConfig.for_dataset(dataset, **{**ONE, **settings})
-        self.dataset = fl.load_dataset(dataset)
+    def __init__(self, name: str, **settings: Any) -> None:
+        self.name, self.settings = name, settings
+        self.config = fl.RunConfig.for_dataset(name, **{**ONE, **settings})
+        self.dataset = fl.load_dataset(name)
         self.partition = fl.make_partition(self.dataset, self.config)
 
     def model(self) -> nn.Module:
@@ -67,32 +68,41 @@ class Task:
         return lambda number: next(run).seconds
 
     def bare(self, *, step: bool = True) -> Rounds:
-        """The hand-written training of the clients that a round samples."""
-        config, clients = self.config, fl.make_clients(self.dataset, self.partition)
-        x = fl.scaled(self.dataset.x_train).contiguous()
-        y = self.dataset.y_train
-        model = self.model().to(memory_format=torch.contiguous_format).train()
+        """The hand-written training of the clients that a round samples.
 
-        def train(number: int) -> float:
-            start = perf_counter()
-            for k in fl.sample_clients(len(clients), config, number):
-                draws = fl.generator(config.seed, "batches", number, k)
-                optimizer = torch.optim.SGD(
-                    model.parameters(),
-                    lr=config.lr,
-                    momentum=config.momentum,
-                    weight_decay=config.weight_decay,
-                )
-                for _ in range(config.local_epochs):
-                    for batch in clients[k].order(draws).split(config.batch_size):
-                        optimizer.zero_grad()
-                        F.cross_entropy(model(x[batch]), y[batch]).backward()
-                        if step:
-                            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-                            optimizer.step()
-            return perf_counter() - start
+        In a process of its own: fedkern changes malloc's settings where it runs.
+        """
+        elsewhere = timing.StepElsewhere(bare_rounds, self.name, self.settings, step)
+        return lambda number: elsewhere.seconds(1)
 
-        return train
+
+def bare_rounds(name: str, settings: dict[str, Any], step: bool) -> timing.Step:
+    """A step of one round, the first one first."""
+    task = Task(name, **settings)
+    config, clients = task.config, fl.make_clients(task.dataset, task.partition)
+    x, y = fl.scaled(task.dataset.x_train).contiguous(), task.dataset.y_train
+    model = task.model().to(memory_format=torch.contiguous_format).train()
+    numbers = count(1)
+
+    def train() -> None:
+        number = next(numbers)
+        for k in fl.sample_clients(len(clients), config, number):
+            draws = fl.generator(config.seed, "batches", number, k)
+            optimizer = torch.optim.SGD(
+                model.parameters(),
+                lr=config.lr,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+            )
+            for _ in range(config.local_epochs):
+                for batch in clients[k].order(draws).split(config.batch_size):
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x[batch]), y[batch]).backward()
+                    if step:
+                        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+                        optimizer.step()
+
+    return train
 
 
 def measured(variants: dict[str, Rounds], rounds: int) -> dict[str, list[float]]:
