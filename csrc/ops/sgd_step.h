@@ -40,6 +40,7 @@
 #include <optional>
 
 #include "common/switch_dtype.h"
+#include "ops/sgd_step_math.h"
 #include "ops/sgd_step_rows.h"
 
 namespace fedkern {
@@ -64,6 +65,13 @@ struct SgdStepOptions {
   bool zero_grad;
 
   bool clips() const { return max_norm && !std::isinf(*max_norm); }
+  SgdStepTerms terms() const { return {momentum != 0, pull != 0, weight_decay != 0}; }
+  // For an alpha of 1 and gradients that clipping multiplies by `clip`.
+  template <typename T>
+  SgdStepFactors<T> factors(double clip) const {
+    return {static_cast<T>(clip), static_cast<T>(clip * pull), static_cast<T>(weight_decay),
+            static_cast<T>(momentum), static_cast<T>(-lr)};
+  }
 };
 
 // ---- checks ------------------------------------------------------------------------------------

@@ -32,11 +32,10 @@ void step_row(const SgdStepRow<scalar_t>& row, const SgdStepSizes& sizes,
     for (int64_t i = 0; i < pieces; ++i) sum += sums[i];
     clip = clip_factor(sum, *options.max_norm);
   }
-  const SgdStepFactors<T> factors{static_cast<T>(clip), static_cast<T>(clip * options.pull),
-                                  static_cast<T>(options.weight_decay),
-                                  static_cast<T>(options.momentum), static_cast<T>(-options.lr)};
+  const auto terms = options.terms();
+  const auto factors = options.factors<T>(clip);
   at::parallel_for(0, pieces, grain, [&](int64_t begin, int64_t end) {
-    kernels.update(row, sizes, factors, options.zero_grad, begin, end);
+    kernels.update(row, sizes, terms, factors, options.zero_grad, begin, end);
   });
 }
 
