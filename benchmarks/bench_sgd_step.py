@@ -14,6 +14,8 @@ and all of momentum, weight decay and a pull to an anchor. The variants:
 No gradient is zeroed. `make bench ARGS="-k sgd_step"` runs it.
 """
 
+import itertools
+
 import pytest
 import timing
 import torch
@@ -31,7 +33,7 @@ def make_parameters(model: str, device: str) -> list[nn.Parameter]:
     generator = torch.Generator(device).manual_seed(0)
     widths = LAYERS[model]
     parameters = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(widths):
         for shape in ((outputs, inputs), (outputs,)):
             parameter = nn.Parameter(torch.randn(shape, generator=generator, device=device))
             parameter.grad = torch.randn(shape, generator=generator, device=device) * 1e-3

@@ -98,8 +98,8 @@ class FlatSGD(torch.optim.Optimizer):
     beginning, as zeros: a parameter that the loss does not depend on gets its weight decay,
     momentum and pull, where torch.optim.SGD leaves one alone whose ``.grad`` is None.
 
-    Learning rate schedulers work, and a state_dict is torch.optim.SGD's, with the anchor beside the
-    momentum.
+    Learning rate schedulers work. The state_dict holds momentum and anchor; that of torch.optim.SGD
+    can be loaded, too.
 
     Args:
         params: the parameters, one group of them; frozen ones are left out.
@@ -146,7 +146,7 @@ class FlatSGD(torch.optim.Optimizer):
         """Makes the present values the anchor of the pull, as at the beginning of a round."""
         self._buffer("anchor").copy_(self.flat.values)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """A step with the gradients that are there.
 
         Args:
@@ -192,10 +192,21 @@ class FlatSGD(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what `state_dict` of this class, or of torch.optim.SGD, has returned."""
+        """Loads what `state_dict` of this class, or of torch.optim.SGD, has returned.
+
+        Args:
+            state_dict: options that it does not have stay as they are.
+
+        Raises:
+            ValueError: torch.optim.SGD's options ask for what this class does not do.
+        """
+        for option in ("dampening", "nesterov", "maximize"):
+            if any(group.get(option) for group in state_dict["param_groups"]):
+                raise ValueError(f"FlatSGD: a state with the option {option} cannot be loaded")
+        before = dict(self.param_groups[0])
         super().load_state_dict(state_dict)
-        for option, value in self.defaults.items():
-            self.param_groups[0].setdefault(option, value)
+        for option in self.defaults:
+            self.param_groups[0].setdefault(option, before[option])
         loaded = [dict(self.state[p]) for p in self.flat.parameters]
         self.state.clear()
         self._buffers.clear()

@@ -27,11 +27,13 @@
 // A norm of nan makes its row nan; one of inf makes c = 0, so that infinite gradients give nan.
 //
 // Rows must be contiguous; how far apart they lie does not matter. What is written may not overlap
-// anything else. Computes in float32 (float64 for float64) and rounds once. Squares are summed in
-// float64, in an order that depends on shapes alone: the bits depend neither on threads nor on the
-// launch. CPU capabilities sum in the same order, too, but those with fused multiply-adds round
-// less often elsewhere. There is no derivative: tensors that require grad are refused where
-// gradients are recorded. An empty param gives nothing to do.
+// anything else. Computes in float32 (float64 for float64) and rounds once. Squares are added up in
+// pieces whose sums are taken in double. The bits depend neither on threads nor on the launch; on
+// CUDA they may depend on whether rows begin at 16-byte boundaries. All CPU capabilities add in the
+// same order; what differs between them is that those with fused multiply-adds round less often.
+//
+// There is no derivative: tensors that require grad are refused where gradients are recorded. An
+// empty param gives nothing to do.
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
