@@ -205,8 +205,8 @@ class FlatSGD(torch.optim.Optimizer):
                 raise ValueError(f"FlatSGD: a state with the option {option} cannot be loaded")
         before = dict(self.param_groups[0])
         super().load_state_dict(state_dict)
-        for option in self.defaults:
-            self.param_groups[0].setdefault(option, before[option])
+        for option, value in before.items():
+            self.param_groups[0].setdefault(option, value)
         loaded = [dict(self.state[p]) for p in self.flat.parameters]
         self.state.clear()
         self._buffers.clear()

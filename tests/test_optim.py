@@ -158,7 +158,7 @@ def test_training_goes_on_from_a_state_dict() -> None:
 
 
 def test_torchs_state_can_be_loaded() -> None:
-    """Its momentum goes on; options that it does not know stay, those we do not know are refused."""
+    """Its momentum goes on; what it does not say stays; what we cannot do is refused."""
     options = {"momentum": 0.9, "weight_decay": 0.01}
     uninterrupted, model = make_model(), make_model()
     train(uninterrupted, torch.optim.SGD(trainable(uninterrupted), 0.1, **options))
