@@ -409,7 +409,7 @@ def test_launches(emulated: ModuleType) -> None:
 
 def test_the_order_of_a_gpus_threads_does_not_matter(emulated: ModuleType) -> None:
     results = []
-    for order in ("forward", "backward"):
+    for order in ("forward", "reverse"):
         emulated.set_order(order)
         param, grad = randn(2, 3001, dtype=torch.float32), randn(2, 3001, dtype=torch.float32)
         sgd_step_(param, grad, lr=LR, max_norm=0.5, zero_grad=True)
