@@ -15,6 +15,18 @@
 namespace fedkern {
 namespace {
 
+// Calls run(alpha, first) for each endpoint that shares a piece's gradients, `first` its first
+// parameter's place in the row; once, for an alpha of 1, where nothing is shared.
+template <typename scalar_t, typename Run>
+FEDKERN_ALWAYS_INLINE void for_each_endpoint(const SgdStepRow<scalar_t>& row,
+                                             const SgdStepSizes& sizes, const SgdStepPiece& piece,
+                                             const Run& run) {
+  if (piece.endpoints == 0) run(accumulate_t<scalar_t>(1), piece.first);
+  for (int64_t m = 0; m < piece.endpoints; ++m) {
+    run(row.alpha[m], piece.first + m * sizes.endpoint);
+  }
+}
+
 // ---- the norm ----------------------------------------------------------------------------------
 
 // Element i is added to sum i % kSums, whatever the capability: four vectors of 512 bits, eight of
@@ -79,24 +91,19 @@ void squares(const SgdStepRow<scalar_t>& row, const SgdStepSizes& sizes,
   for (int64_t index = begin; index < end; ++index) {
     const SgdStepPiece piece = sizes.piece(index, kSgdStepPiece);
     const scalar_t* const grad = row.grad + piece.first;
-    const auto pulled = [&](T factor, int64_t first) {
-      return sum_of_squares<true>(grad, factor, row.param + first, row.anchor + first, pull,
-                                  piece.size);
-    };
-    double& sum = sums[index];
-    if (piece.endpoints == 0 && row.anchor) {
-      sum = pulled(T(1), piece.first);
-      continue;
+    double sum = 0;
+    if (row.anchor) {
+      for_each_endpoint(row, sizes, piece, [&](T alpha, int64_t first) {
+        sum += sum_of_squares<true>(grad, alpha, row.param + first, row.anchor + first, pull,
+                                    piece.size);
+      });
+    } else {
+      const double of_grad = sum_of_squares<false>(grad, T(1), grad, grad, pull, piece.size);
+      for_each_endpoint(row, sizes, piece, [&](double alpha, int64_t) {
+        sum += alpha * alpha * of_grad;  // nan for a weight of 0 and infinite gradients
+      });
     }
-    const double shared =
-        row.anchor ? 0 : sum_of_squares<false>(grad, T(1), grad, grad, pull, piece.size);
-    sum = piece.endpoints == 0 ? shared : 0;
-    for (int64_t m = 0; m < piece.endpoints; ++m) {
-      const double alpha = row.alpha[m];
-      // A weight of 0 makes nan of an infinite gradient.
-      sum += row.anchor ? pulled(row.alpha[m], piece.first + m * sizes.endpoint)
-                        : alpha * alpha * shared;
-    }
+    sums[index] = sum;
   }
 }
 
@@ -142,18 +149,15 @@ template <typename scalar_t>
 void update(const SgdStepRow<scalar_t>& row, const SgdStepSizes& sizes, const SgdStepTerms& terms,
             const SgdStepFactors<accumulate_t<scalar_t>>& factors, bool zero_grad, int64_t begin,
             int64_t end) {
+  using T = accumulate_t<scalar_t>;
   const auto update_pieces = [&](auto momentum, auto pull, auto decay) {
     for (int64_t index = begin; index < end; ++index) {
       const SgdStepPiece piece = sizes.piece(index, kSgdStepPiece);
-      const auto update_at = [&](const auto& with, int64_t param) {
-        update_elements<momentum, pull, decay>(row, with, piece.first, param, piece.size);
-      };
-      if (piece.endpoints == 0) update_at(factors, piece.first);
-      for (int64_t m = 0; m < piece.endpoints; ++m) {
+      for_each_endpoint(row, sizes, piece, [&](T alpha, int64_t first) {
         auto weighted = factors;
-        weighted.grad = factors.grad * row.alpha[m];
-        update_at(weighted, piece.first + m * sizes.endpoint);
-      }
+        weighted.grad = factors.grad * alpha;
+        update_elements<momentum, pull, decay>(row, weighted, piece.first, first, piece.size);
+      });
       if (zero_grad) std::memset(row.grad + piece.first, 0, piece.size * sizeof(scalar_t));
     }
   };

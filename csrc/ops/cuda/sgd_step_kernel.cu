@@ -39,21 +39,14 @@ __device__ bool fits_vectors(const SgdStepRow<scalar_t>& row, const SgdStepSizes
          0;
 }
 
-// Calls run(row, alpha) for each endpoint of a piece, with the row's pointers moved to the thread's
-// share of it; once, for an alpha of 1, where the gradient is no endpoints'.
+// Calls run(alpha, first) for each endpoint that shares a piece's gradients, `first` its first
+// parameter's place in the row; once, for an alpha of 1, where nothing is shared.
 template <typename scalar_t, typename Run>
-__device__ void for_each_endpoint(SgdStepRow<scalar_t> row, const SgdStepSizes& sizes,
-                                  const SgdStepPiece& piece, int64_t offset, const Run& run) {
-  const auto move = [&](int64_t distance) {
-    row.param += distance;
-    if (row.momentum_buffer) row.momentum_buffer += distance;
-    if (row.anchor) row.anchor += distance;
-  };
-  move(piece.first + offset);
-  if (piece.endpoints == 0) run(row, accumulate_t<scalar_t>(1));
+__device__ void for_each_endpoint(const SgdStepRow<scalar_t>& row, const SgdStepSizes& sizes,
+                                  const SgdStepPiece& piece, const Run& run) {
+  if (piece.endpoints == 0) run(accumulate_t<scalar_t>(1), piece.first);
   for (int64_t m = 0; m < piece.endpoints; ++m) {
-    run(row, row.alpha[m]);
-    move(sizes.endpoint);
+    run(row.alpha[m], piece.first + m * sizes.endpoint);
   }
 }
 
@@ -71,14 +64,14 @@ __device__ double squares_of_share(const SgdStepRow<scalar_t>& row, const SgdSte
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) squares += grad[i] * grad[i];
   double sum = 0;
-  for_each_endpoint(row, sizes, piece, offset, [&](const SgdStepRow<scalar_t>& at, T alpha) {
-    if (!at.anchor) {  // a weight of 0 makes nan of an infinite gradient
+  for_each_endpoint(row, sizes, piece, [&](T alpha, int64_t first) {
+    if (!row.anchor) {  // nan for a weight of 0 and infinite gradients
       sum += static_cast<double>(alpha) * static_cast<double>(alpha) * squares;
       return;
     }
     T param[kWidth], anchor[kWidth], pulled = 0;
-    load_share<kVectors, kThreads>(at.param, left, param);
-    load_share<kVectors, kThreads>(at.anchor, left, anchor);
+    load_share<kVectors, kThreads>(row.param + first + offset, left, param);
+    load_share<kVectors, kThreads>(row.anchor + first + offset, left, anchor);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
       const T x = fmadd(pull, param[i] - anchor[i], alpha * grad[i]);
@@ -130,19 +123,20 @@ __device__ void update_share(const SgdStepRow<scalar_t>& row, const SgdStepSizes
   }
   if (!active) return;
   const T clip = factors.grad;
-  for_each_endpoint(row, sizes, piece, offset, [&](const SgdStepRow<scalar_t>& at, T alpha) {
+  for_each_endpoint(row, sizes, piece, [&](T alpha, int64_t first) {
+    const int64_t at = first + offset;
     T param[kWidth], anchor[kWidth] = {}, momentum[kWidth] = {};
-    load_share<kVectors, kThreads>(at.param, left, param);
-    if (terms.pull) load_share<kVectors, kThreads>(at.anchor, left, anchor);
-    if (terms.momentum) load_share<kVectors, kThreads>(at.momentum_buffer, left, momentum);
+    load_share<kVectors, kThreads>(row.param + at, left, param);
+    if (terms.pull) load_share<kVectors, kThreads>(row.anchor + at, left, anchor);
+    if (terms.momentum) load_share<kVectors, kThreads>(row.momentum_buffer + at, left, momentum);
     factors.grad = clip * alpha;
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
       sgd_step(terms, factors, grad[i], anchor[i], param[i], momentum[i]);
     }
-    store_share<kVectors, kThreads, /*kKept=*/true>(at.param, left, param);
+    store_share<kVectors, kThreads, /*kKept=*/true>(row.param + at, left, param);
     if (terms.momentum) {
-      store_share<kVectors, kThreads, /*kKept=*/true>(at.momentum_buffer, left, momentum);
+      store_share<kVectors, kThreads, /*kKept=*/true>(row.momentum_buffer + at, left, momentum);
     }
   });
 }
