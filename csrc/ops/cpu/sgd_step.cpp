@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "common/cpu_buffer.h"
@@ -39,8 +40,9 @@ void step_row(const SgdStepRow<scalar_t>& row, const SgdStepSizes& sizes,
   });
 }
 
-// Many rows are shared among threads, a whole row each, so that its gradient may still be in the
-// cache when it is read again; each of a few rows is.
+// Where there are enough rows, a thread has whole ones, whose gradient may still be in its cache
+// when it is read again (step_row finds itself in a parallel region, and stays on its thread). Else
+// threads share one row after the other.
 template <typename scalar_t>
 void step(const SgdStepTensors& tensors, const SgdStepOptions& options) {
   const auto rows = sgd_step_rows<scalar_t>(tensors);
