@@ -2,13 +2,14 @@
 
 `calibrated_ce` is FedGA's loss (arXiv 2412.16582), a drop-in for
 `torch.nn.functional.cross_entropy`. `fedkern.simplex` has the kernels of Floco (arXiv 2403.03333):
-sampling, projecting, interpolating and assigning on a simplex of models. `fedkern.fl` trains
-federated models; `fedkern --help` does so from the command line.
+sampling, projecting, interpolating and assigning on a simplex of models. `fedkern.optim` has local
+SGD, clipping and proximal term included, as one operator. `fedkern.fl` trains federated models;
+`fedkern --help` does so from the command line.
 
 Importing fedkern loads its compiled operators (`torch.ops.fedkern`). It does not initialise CUDA.
 """
 
-from fedkern import nn, simplex
+from fedkern import nn, optim, simplex
 from fedkern._library import __version__, build_info
 from fedkern.losses import CalibratedCrossEntropyLoss, calibrated_ce, class_counts
 
@@ -19,5 +20,6 @@ __all__ = [
     "calibrated_ce",
     "class_counts",
     "nn",
+    "optim",
     "simplex",
 ]

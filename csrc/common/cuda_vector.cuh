@@ -41,6 +41,11 @@ __device__ Vector<scalar_t> load_past_l1(const scalar_t* address) {
   return {__ldcg(reinterpret_cast<const uint4*>(address))};
 }
 
+template <typename scalar_t>
+__device__ void store_cached(scalar_t* address, const Vector<scalar_t>& vector) {
+  *reinterpret_cast<uint4*>(address) = vector.bits;
+}
+
 // What this kernel does not read again: the first to leave the caches.
 template <typename scalar_t>
 __device__ void store_streaming(scalar_t* address, const Vector<scalar_t>& vector) {

@@ -27,11 +27,13 @@
 // A norm of nan makes its row nan; one of inf makes c = 0, so that infinite gradients give nan.
 //
 // Rows must be contiguous; how far apart they lie does not matter. What is written may not overlap
-// anything else. Computes in float32 (float64 for float64) and rounds once. Squares are summed in
-// float64, in an order that depends on shapes alone: the bits depend neither on threads nor on the
-// launch. CPU capabilities sum in the same order, too, but those with fused multiply-adds round
-// less often elsewhere. There is no derivative: tensors that require grad are refused where
-// gradients are recorded. An empty param gives nothing to do.
+// anything else. Computes in float32 (float64 for float64) and rounds once. Squares are added up in
+// pieces whose sums are taken in double. The bits depend neither on threads nor on the launch; on
+// CUDA they may depend on whether rows begin at 16-byte boundaries. All CPU capabilities add in the
+// same order; what differs between them is that those with fused multiply-adds round less often.
+//
+// There is no derivative: tensors that require grad are refused where gradients are recorded. An
+// empty param gives nothing to do.
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
@@ -40,6 +42,7 @@
 #include <optional>
 
 #include "common/switch_dtype.h"
+#include "ops/sgd_step_math.h"
 #include "ops/sgd_step_rows.h"
 
 namespace fedkern {
@@ -64,6 +67,13 @@ struct SgdStepOptions {
   bool zero_grad;
 
   bool clips() const { return max_norm && !std::isinf(*max_norm); }
+  SgdStepTerms terms() const { return {momentum != 0, pull != 0, weight_decay != 0}; }
+  // For an alpha of 1 and gradients that clipping multiplies by `clip`.
+  template <typename T>
+  SgdStepFactors<T> factors(double clip) const {
+    return {static_cast<T>(clip), static_cast<T>(clip * pull), static_cast<T>(weight_decay),
+            static_cast<T>(momentum), static_cast<T>(-lr)};
+  }
 };
 
 // ---- checks ------------------------------------------------------------------------------------

@@ -18,6 +18,11 @@ FEDKERN_HOST_DEVICE double clip_factor(double sum_of_squares, double max_norm) {
 FEDKERN_HOST_DEVICE float fmadd(float a, float b, float c) { return a * b + c; }
 FEDKERN_HOST_DEVICE double fmadd(double a, double b, double c) { return a * b + c; }
 
+// Terms that a step does not have are left out, rather than multiplied by 0: 0 * inf would be nan.
+struct SgdStepTerms {
+  bool momentum, pull, weight_decay;
+};
+
 template <typename V>
 struct SgdStepFactors {
   V grad;  // that of clipping, times the endpoint's alpha
@@ -27,15 +32,14 @@ struct SgdStepFactors {
   V minus_lr;
 };
 
-// Changes a parameter and its momentum. What is not asked for is left out, rather than multiplied
-// by 0: 0 * inf would be nan.
-template <bool kMomentum, bool kPull, bool kDecay, typename V>
-FEDKERN_HOST_DEVICE void sgd_step(const SgdStepFactors<V>& factors, const V& grad, const V& anchor,
-                                  V& param, V& momentum) {
+// Changes a parameter and its momentum.
+template <typename V>
+FEDKERN_HOST_DEVICE void sgd_step(const SgdStepTerms& terms, const SgdStepFactors<V>& factors,
+                                  const V& grad, const V& anchor, V& param, V& momentum) {
   V step = factors.grad * grad;
-  if constexpr (kPull) step = fmadd(factors.pull, param - anchor, step);
-  if constexpr (kDecay) step = fmadd(factors.weight_decay, param, step);
-  if constexpr (kMomentum) step = momentum = fmadd(factors.momentum, momentum, step);
+  if (terms.pull) step = fmadd(factors.pull, param - anchor, step);
+  if (terms.weight_decay) step = fmadd(factors.weight_decay, param, step);
+  if (terms.momentum) step = momentum = fmadd(factors.momentum, momentum, step);
   param = fmadd(factors.minus_lr, step, param);
 }
 

@@ -32,7 +32,8 @@ class Operator:
     bad_inputs: list[tuple[type[Exception], str, Arguments]]
     result_dtype: torch.dtype | None = None  # if it is not its first argument's
     cuda_kernel: bool = True  # a kernel of ours; else there is an ATen function for it
-    mutated: int | None = None  # the position of the argument it writes to
+    mutated: tuple[int, ...] = ()  # positions of the arguments it writes to
+    strides: str | None = None  # None: any will do
     doubles: bool = True  # the twin gets float64; a draw would be another one
 
     @property
@@ -40,13 +41,14 @@ class Operator:
         return getattr(torch.ops.fedkern, self.name).default
 
     def call(self, arguments: Arguments) -> tuple[Tensor, ...]:
-        """The results; of an operator that mutates an argument, a changed copy of that."""
-        if self.mutated is not None:
+        """The results; of an operator that mutates arguments, changed copies of these."""
+        if self.mutated:
             arguments = tuple(
-                a.clone() if i == self.mutated else a for i, a in enumerate(arguments)
+                map_tensors(Tensor.clone, a) if i in self.mutated else a
+                for i, a in enumerate(arguments)
             )
             self.op(*arguments)
-            return (arguments[self.mutated],)
+            return tuple(tensors_of([arguments[i] for i in self.mutated]))
         return as_tuple(self.op(*arguments))
 
     def call_twin(self, arguments: Arguments) -> tuple[Tensor, ...]:

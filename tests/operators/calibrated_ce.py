@@ -225,7 +225,7 @@ CALIBRATED_CE_BACKWARD_ = Operator(
     offset="a product is not invariant",
     nonfinite=[gradient_first(a) for a in NONFINITE_BACKWARDS],
     bad_inputs=[(error, message, gradient_first(a)) for error, message, a in BAD_BACKWARDS],
-    mutated=0,
+    mutated=(0,),
 )
 
 OPERATORS = (

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "common/cpu_buffer.h"
@@ -32,16 +33,16 @@ void step_row(const SgdStepRow<scalar_t>& row, const SgdStepSizes& sizes,
     for (int64_t i = 0; i < pieces; ++i) sum += sums[i];
     clip = clip_factor(sum, *options.max_norm);
   }
-  const SgdStepFactors<T> factors{static_cast<T>(clip), static_cast<T>(clip * options.pull),
-                                  static_cast<T>(options.weight_decay),
-                                  static_cast<T>(options.momentum), static_cast<T>(-options.lr)};
+  const auto terms = options.terms();
+  const auto factors = options.factors<T>(clip);
   at::parallel_for(0, pieces, grain, [&](int64_t begin, int64_t end) {
-    kernels.update(row, sizes, factors, options.zero_grad, begin, end);
+    kernels.update(row, sizes, terms, factors, options.zero_grad, begin, end);
   });
 }
 
-// Many rows are shared among threads, a whole row each, so that its gradient may still be in the
-// cache when it is read again; each of a few rows is.
+// Where there are enough rows, a thread has whole ones, whose gradient may still be in its cache
+// when it is read again (step_row finds itself in a parallel region, and stays on its thread). Else
+// threads share one row after the other.
 template <typename scalar_t>
 void step(const SgdStepTensors& tensors, const SgdStepOptions& options) {
   const auto rows = sgd_step_rows<scalar_t>(tensors);

@@ -11,16 +11,28 @@
 #include "common/unrolled.h"
 #include "common/vector.h"
 #include "common/vector_chunk.h"
-#include "common/vector_reduce.h"
 
 namespace fedkern {
 namespace {
 
+// Calls run(alpha, first) for each endpoint that shares a piece's gradients, `first` its first
+// parameter's place in the row; once, for an alpha of 1, where nothing is shared.
+template <typename scalar_t, typename Run>
+FEDKERN_ALWAYS_INLINE void for_each_endpoint(const SgdStepRow<scalar_t>& row,
+                                             const SgdStepSizes& sizes, const SgdStepPiece& piece,
+                                             const Run& run) {
+  if (piece.endpoints == 0) run(accumulate_t<scalar_t>(1), piece.first);
+  for (int64_t m = 0; m < piece.endpoints; ++m) {
+    run(row.alpha[m], piece.first + m * sizes.endpoint);
+  }
+}
+
 // ---- the norm ----------------------------------------------------------------------------------
 
-// Element i is added to sum i % kSums, whatever the capability. The squares are taken in double:
-// they cannot overflow there and, but for float64, are exact.
-constexpr int64_t kSums = 32;
+// Element i is added to sum i % kSums, whatever the capability: four vectors of 512 bits, eight of
+// 256. A piece adds few enough to each for their rounding not to matter beside that of the squares.
+template <typename scalar_t>
+constexpr int64_t kSums = 256 / sizeof(accumulate_t<scalar_t>);
 
 // Of g' = factor grad + pull (param - anchor) with kPull, else of grad.
 template <bool kPull, typename scalar_t>
@@ -28,36 +40,32 @@ double sum_of_squares(const scalar_t* grad, accumulate_t<scalar_t> factor, const
                       const scalar_t* anchor, accumulate_t<scalar_t> pull, int64_t size) {
   using C = Chunk<scalar_t>;
   using V = typename C::V;
-  using D = Vector<double>;
-  constexpr int kWide = Wide<typename C::T>::kParts;
-  constexpr int kVectors = kSums / D::size();  // of sums
-  constexpr int kParts = kVectors / kWide;     // of gradients in as many elements
-  D sums[kVectors];
-  unrolled<kVectors>([&](auto i) { sums[i] = D(0.0); });
+  constexpr int64_t kStep = kSums<scalar_t>;
+  constexpr int kVectors = kStep / V::size();
+  V sums[kVectors];
+  unrolled<kVectors>([&](auto i) { sums[i] = V(0); });
   const auto add = [&](const scalar_t* g, const scalar_t* p, const scalar_t* a) {
-    unrolled<kParts / C::kParts>([&](auto chunk) {
+    unrolled<kVectors / C::kParts>([&](auto chunk) {
       constexpr int64_t kFirst = chunk * C::kSize;
-      C grads = C::load(g + kFirst, C::kSize);
+      C grads = C::load(g + kFirst, C::kSize), params, anchors;
       if constexpr (kPull) {
-        const C params = C::load(p + kFirst, C::kSize), anchors = C::load(a + kFirst, C::kSize);
-        unrolled<C::kParts>([&](auto i) {
-          grads.part[i] =
-              fmadd(V(pull), params.part[i] - anchors.part[i], V(factor) * grads.part[i]);
-        });
+        params = C::load(p + kFirst, C::kSize);
+        anchors = C::load(a + kFirst, C::kSize);
       }
       unrolled<C::kParts>([&](auto i) {
-        const auto wide = widen(grads.part[i]);
-        unrolled<kWide>([&](auto k) {
-          D& sum = sums[(chunk * C::kParts + i) * kWide + k];
-          sum = fmadd(wide.part[k], wide.part[k], sum);
-        });
+        V x = grads.part[i];
+        if constexpr (kPull) {
+          x = fmadd(V(pull), params.part[i] - anchors.part[i], V(factor) * x);
+        }
+        V& sum = sums[chunk * C::kParts + i];
+        sum = fmadd(x, x, sum);
       });
     });
   };
   int64_t j = 0;
-  for (; j + kSums <= size; j += kSums) add(grad + j, param + j, anchor + j);
+  for (; j + kStep <= size; j += kStep) add(grad + j, param + j, anchor + j);
   if (j < size) {
-    scalar_t tail[3][kSums] = {};
+    scalar_t tail[3][kStep] = {};
     const size_t bytes = (size - j) * sizeof(scalar_t);
     std::memcpy(tail[0], grad + j, bytes);
     if constexpr (kPull) {
@@ -66,12 +74,14 @@ double sum_of_squares(const scalar_t* grad, accumulate_t<scalar_t> factor, const
     }
     add(tail[0], tail[1], tail[2]);
   }
-  double lanes[kSums];
-  unrolled<kVectors>([&](auto i) { sums[i].store(lanes + i * D::size()); });
-  for (int64_t half = kSums / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  typename C::T lanes[kStep];
+  unrolled<kVectors>([&](auto i) { sums[i].store(lanes + i * V::size()); });
+  double of_lanes[kStep];
+  for (int64_t i = 0; i < kStep; ++i) of_lanes[i] = lanes[i];
+  for (int64_t half = kStep / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) of_lanes[i] += of_lanes[i + half];
   }
-  return lanes[0];
+  return of_lanes[0];
 }
 
 template <typename scalar_t>
@@ -81,47 +91,44 @@ void squares(const SgdStepRow<scalar_t>& row, const SgdStepSizes& sizes,
   for (int64_t index = begin; index < end; ++index) {
     const SgdStepPiece piece = sizes.piece(index, kSgdStepPiece);
     const scalar_t* const grad = row.grad + piece.first;
-    const auto pulled = [&](T factor, int64_t first) {
-      return sum_of_squares<true>(grad, factor, row.param + first, row.anchor + first, pull,
-                                  piece.size);
-    };
-    double& sum = sums[index];
-    if (piece.endpoints == 0 && row.anchor) {
-      sum = pulled(T(1), piece.first);
-      continue;
+    double sum = 0;
+    if (row.anchor) {
+      for_each_endpoint(row, sizes, piece, [&](T alpha, int64_t first) {
+        sum += sum_of_squares<true>(grad, alpha, row.param + first, row.anchor + first, pull,
+                                    piece.size);
+      });
+    } else {
+      const double of_grad = sum_of_squares<false>(grad, T(1), grad, grad, pull, piece.size);
+      for_each_endpoint(row, sizes, piece, [&](double alpha, int64_t) {
+        sum += alpha * alpha * of_grad;  // nan for a weight of 0 and infinite gradients
+      });
     }
-    const double shared =
-        row.anchor ? 0 : sum_of_squares<false>(grad, T(1), grad, grad, pull, piece.size);
-    sum = piece.endpoints == 0 ? shared : 0;
-    for (int64_t m = 0; m < piece.endpoints; ++m) {
-      const double alpha = row.alpha[m];
-      // A weight of 0 makes nan of an infinite gradient.
-      sum += row.anchor ? pulled(row.alpha[m], piece.first + m * sizes.endpoint)
-                        : alpha * alpha * shared;
-    }
+    sums[index] = sum;
   }
 }
 
 // ---- the update --------------------------------------------------------------------------------
 
+// `size` elements, from `param` on in the rows of parameters and from `grad` on in the gradient's.
 template <bool kMomentum, bool kPull, bool kDecay, typename scalar_t>
-void update_elements(const SgdStepFactors<accumulate_t<scalar_t>>& factors, const scalar_t* grad,
-                     const scalar_t* anchor, scalar_t* param, scalar_t* momentum, int64_t size) {
+void update_elements(const SgdStepRow<scalar_t>& row,
+                     const SgdStepFactors<accumulate_t<scalar_t>>& factors, int64_t grad,
+                     int64_t param, int64_t size) {
   using C = Chunk<scalar_t>;
   using V = typename C::V;
   const SgdStepFactors<V> all{V(factors.grad), V(factors.pull), V(factors.weight_decay),
                               V(factors.momentum), V(factors.minus_lr)};
   for_each_chunk<C::kSize>(size, [&](int64_t j, int64_t count) {
-    const C grads = C::load(grad + j, count);
-    C params = C::load(param + j, count), anchors, momenta;
-    if constexpr (kPull) anchors = C::load(anchor + j, count);
-    if constexpr (kMomentum) momenta = C::load(momentum + j, count);
+    const C grads = C::load(row.grad + grad + j, count);
+    C params = C::load(row.param + param + j, count), anchors, momenta;
+    if constexpr (kPull) anchors = C::load(row.anchor + param + j, count);
+    if constexpr (kMomentum) momenta = C::load(row.momentum_buffer + param + j, count);
     unrolled<C::kParts>([&](auto i) {
-      sgd_step<kMomentum, kPull, kDecay>(all, grads.part[i], anchors.part[i], params.part[i],
-                                         momenta.part[i]);
+      sgd_step({kMomentum, kPull, kDecay}, all, grads.part[i], anchors.part[i], params.part[i],
+               momenta.part[i]);
     });
-    params.store(param + j, count);
-    if constexpr (kMomentum) momenta.store(momentum + j, count);
+    params.store(row.param + param + j, count);
+    if constexpr (kMomentum) momenta.store(row.momentum_buffer + param + j, count);
   });
 }
 
@@ -139,28 +146,22 @@ FEDKERN_ALWAYS_INLINE void with_constants(const Call& call, bool flag, Flags... 
 }
 
 template <typename scalar_t>
-void update(const SgdStepRow<scalar_t>& row, const SgdStepSizes& sizes,
+void update(const SgdStepRow<scalar_t>& row, const SgdStepSizes& sizes, const SgdStepTerms& terms,
             const SgdStepFactors<accumulate_t<scalar_t>>& factors, bool zero_grad, int64_t begin,
             int64_t end) {
+  using T = accumulate_t<scalar_t>;
   const auto update_pieces = [&](auto momentum, auto pull, auto decay) {
     for (int64_t index = begin; index < end; ++index) {
       const SgdStepPiece piece = sizes.piece(index, kSgdStepPiece);
-      const auto update_at = [&](const auto& with, int64_t first) {
-        update_elements<momentum, pull, decay>(with, row.grad + piece.first, row.anchor + first,
-                                               row.param + first, row.momentum_buffer + first,
-                                               piece.size);
-      };
-      if (piece.endpoints == 0) update_at(factors, piece.first);
-      for (int64_t m = 0; m < piece.endpoints; ++m) {
+      for_each_endpoint(row, sizes, piece, [&](T alpha, int64_t first) {
         auto weighted = factors;
-        weighted.grad = factors.grad * row.alpha[m];
-        update_at(weighted, piece.first + m * sizes.endpoint);
-      }
+        weighted.grad = factors.grad * alpha;
+        update_elements<momentum, pull, decay>(row, weighted, piece.first, first, piece.size);
+      });
       if (zero_grad) std::memset(row.grad + piece.first, 0, piece.size * sizeof(scalar_t));
     }
   };
-  with_constants(update_pieces, row.momentum_buffer != nullptr, row.anchor != nullptr,
-                 factors.weight_decay != 0);
+  with_constants(update_pieces, terms.momentum, terms.pull, terms.weight_decay);
 }
 
 }  // namespace

@@ -22,9 +22,9 @@ struct SgdStepKernels {
   // Of pieces [begin, end), each one's sum of squares of g', to sums[begin, end).
   void (*squares)(const SgdStepRow<scalar_t>&, const SgdStepSizes&, T pull, int64_t begin,
                   int64_t end, double* sums);
-  // Steps with pieces [begin, end). `factors` are for an alpha of 1.
-  void (*update)(const SgdStepRow<scalar_t>&, const SgdStepSizes&, const SgdStepFactors<T>& factors,
-                 bool zero_grad, int64_t begin, int64_t end);
+  // Steps with pieces [begin, end). The factors are for an alpha of 1.
+  void (*update)(const SgdStepRow<scalar_t>&, const SgdStepSizes&, const SgdStepTerms&,
+                 const SgdStepFactors<T>&, bool zero_grad, int64_t begin, int64_t end);
 };
 
 using SgdStepKernelsByDtype = std::tuple<SgdStepKernels<float>, SgdStepKernels<double>,

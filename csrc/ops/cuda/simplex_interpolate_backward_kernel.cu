@@ -5,8 +5,10 @@
 // there for all but float64. Bytes: each row once from memory, again from L2 for each further tile.
 // Stage 2, one launch: a block sums the pieces of a pair.
 
+#include "common/accumulate.h"
 #include "common/cuda_reduce.cuh"
 #include "common/cuda_rows.cuh"
+#include "common/cuda_share.cuh"
 #include "ops/cuda/simplex_interpolate_backward_kernel.h"
 #include "ops/cuda/simplex_interpolate_table.cuh"
 

@@ -4,7 +4,9 @@
 // bytes of it and takes kPoints points at a time: the first of them reads its elements from memory,
 // the others from L1.
 
+#include "common/accumulate.h"
 #include "common/cuda_rows.cuh"
+#include "common/cuda_share.cuh"
 #include "ops/cuda/simplex_interpolate_kernel.h"
 #include "ops/cuda/simplex_interpolate_table.cuh"
 

@@ -1,14 +1,12 @@
 #pragma once
 
-// The tensors of a launch, and how a thread reads their rows.
+// The tensors of a launch.
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
-#include "common/accumulate.h"
 #include "common/cuda_launch.h"
-#include "common/cuda_vector.cuh"
 #include "ops/simplex_interpolate_list.h"
 
 namespace fedkern {
@@ -61,44 +59,6 @@ template <typename element_t>
 __device__ bool fits_vectors(const SimplexRows<element_t>& rows) {
   const int64_t strides = rows.group_stride | rows.row_stride;
   return (reinterpret_cast<uintptr_t>(rows.data) | strides * sizeof(element_t)) % 16 == 0;
-}
-
-// ---- a thread's share of a row: as many elements as 16 bytes hold ------------------------------
-
-// Next to each other (kVectors), or one behind every kThreads elements. `row` is where the share
-// begins, with `left` elements to the end of the row; what would lie behind it is 0.
-template <bool kVectors, int kThreads, typename scalar_t, typename T>
-__device__ void load_share(const scalar_t* row, int64_t left,
-                           T (&values)[Vector<scalar_t>::kSize]) {
-  constexpr int kWidth = Vector<scalar_t>::kSize, kStep = kVectors ? 1 : kThreads;
-  if (kVectors && left >= kWidth) {
-    unpack(load_cached(row), values);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    values[i] = i * kStep < left ? static_cast<T>(row[i * kStep]) : T(0);
-  }
-}
-
-template <bool kVectors, int kThreads, typename scalar_t, typename T>
-__device__ void store_share(scalar_t* row, int64_t left,
-                            const T (&values)[Vector<scalar_t>::kSize]) {
-  constexpr int kWidth = Vector<scalar_t>::kSize, kStep = kVectors ? 1 : kThreads;
-  if (kVectors && left >= kWidth) {
-    store_streaming(row, pack<scalar_t>(values));
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    if (i * kStep < left) row[i * kStep] = static_cast<scalar_t>(values[i]);
-  }
-}
-
-// Where a thread's share begins in a piece of kThreads shares.
-template <bool kVectors, typename scalar_t>
-__device__ int64_t share_offset() {
-  return kVectors ? threadIdx.x * Vector<scalar_t>::kSize : threadIdx.x;
 }
 
 }  // namespace fedkern
