@@ -25,7 +25,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedkern import fl
+from fedkern.fl.engine import make_engine
 from fedkern.fl.simulation import ask_all
+from fedkern.fl.training import LocalWork
 from fedkern.nn import simplexify, subregion
 
 CONFIG = fl.RunConfig(
@@ -37,6 +39,7 @@ CONFIG = fl.RunConfig(
     momentum=0.5,
     weight_decay=5e-4,
     clip=float("inf"),
+    workers=1,
 )
 ENDPOINTS = 10
 SAMPLES = 100  # of each client, for the statistics: two batches
@@ -110,18 +113,12 @@ def test_step(device: str, threads: int) -> None:
 def test_statistics_of_round_tau(threads: int) -> None:
     dataset = images(CONFIG.clients * SAMPLES, "cpu")
     clients = fl.make_clients(dataset, fl.iid(dataset.y_train, CONFIG.clients, 0))
-    method, plain = fl.Floco(tau=1, endpoints=ENDPOINTS), fl.FedAvg()
-    simplex_model, plain_model = network(dataset, "cpu", ENDPOINTS), network(dataset, "cpu")
-
-    answers = partial(ask_all, simplex_model, clients, CONFIG, 1)
-
-    def training() -> None:
-        for client in clients:
-            plain.client_update(plain_model, client, CONFIG, fl.Draws(0, 1, client.number))
-
+    method = fl.Floco(tau=1, endpoints=ENDPOINTS)
+    engines = [make_engine(network(dataset, "cpu", m), dataset, CONFIG) for m in (0, ENDPOINTS)]
+    plain, on_simplex = (partial(ask_all, engine, clients, CONFIG, 1) for engine in engines)
     steps = {
-        "training": training,
-        "statistics": lambda: method.begin_round(1, simplex_model, answers),
+        "training": lambda: [None for _ in plain(LocalWork(fl.CrossEntropy()))],
+        "statistics": lambda: method.begin_round(1, engines[1].model, on_simplex),
     }
     with timing.torch_threads(threads):
         times = timing.interleaved(steps, timing.wall_clock, rounds=5)

@@ -49,13 +49,19 @@ def run(name: str) -> list[tuple[str, int, float, float]]:
         clip=math.inf,
         eval_every=5,
         device="cpu",
+        workers=1,
+        layers="plain",  # or the last layer's own forward pass would not be called
     )
     dataset = fl.load_dataset(config.dataset)
     clients = fl.make_clients(dataset, fl.make_partition(dataset, config))
     model = fl.build_model(config.model, dataset, fl.generator(config.seed, "model"))
     method.prepare(model, clients, fl.generator(config.seed, "method"))
-    for weight in endpoint_parameters(model) or [model[-1].weight]:
-        weight.register_hook(lambda gradient: gradient * factor)
+    last = model[-1]
+    if endpoint_parameters(model):
+        plain = last._plain  # what the layer does with its interpolated weight
+        last._plain = lambda x, w, b: plain(x, factor * w + (1 - factor) * w.detach(), b)
+    else:
+        last.weight.register_hook(lambda gradient: gradient * factor)
     return [
         (name, round.number, round.train_loss, round.evaluation.accuracy)
         for round in fl.simulate(method, model, clients, config)

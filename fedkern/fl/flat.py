@@ -49,7 +49,7 @@ class Layout:
 
     Raises:
         ConfigError: no trainable parameters, some of another dtype or device than the others,
-            or endpoints that are not trained.
+            or endpoints that are frozen or have hooks.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -64,6 +64,9 @@ class Layout:
         endpoints = endpoint_parameters(module)
         if not all(theta.requires_grad for theta in endpoints):
             raise ConfigError("model: wanted endpoints that are trained, got frozen ones")
+        if any(theta._backward_hooks for theta in endpoints):
+            # Autograd stops at the interpolated weights: they would never be called.
+            raise ConfigError("model: wanted endpoints without hooks on their gradients, got some")
         self.num_endpoints = len(endpoints[0]) if endpoints else 0
         # A parameter's strides in its own memory, without gaps.
         self._plain: dict[str, tuple[int, torch.Size, tuple[int, ...]]] = {}

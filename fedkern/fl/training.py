@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkern import simplex
-from fedkern._library import call_sgd_step_
+from fedkern.optim import sgd_step_
 
 from .augment import draw_windows, through_windows
 from .chain import Chain
@@ -222,19 +222,19 @@ def sgd_step(
     zero_gradients: bool,
 ) -> None:
     """A step of SGD with the run's settings, on one model or on several."""
-    call_sgd_step_(
+    sgd_step_(
         values,
         gradients,
-        momentum,
-        anchor,
-        alpha,
-        active,
-        config.lr,
-        config.momentum,
-        config.weight_decay,
-        config.clip,
-        pull,
-        zero_gradients,
+        momentum_buffer=momentum,
+        anchor=anchor,
+        alpha=alpha,
+        active=active,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        max_norm=config.clip,
+        pull=pull,
+        zero_grad=zero_gradients,
     )
 
 
