@@ -49,7 +49,7 @@ class Layout:
 
     Raises:
         ConfigError: no trainable parameters, some of another dtype or device than the others,
-            or endpoints that are not trained.
+            endpoints that are not trained, or not as many in all simplex layers.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -64,6 +64,9 @@ class Layout:
         endpoints = endpoint_parameters(module)
         if not all(theta.requires_grad for theta in endpoints):
             raise ConfigError("model: wanted endpoints that are trained, got frozen ones")
+        if len(sizes := sorted({len(theta) for theta in endpoints})) > 1:
+            got = ", ".join(map(str, sizes))
+            raise ConfigError(f"model: wanted as many endpoints in all simplex layers, got {got}")
         self.num_endpoints = len(endpoints[0]) if endpoints else 0
         # A parameter's strides in its own memory, without gaps.
         self._plain: dict[str, tuple[int, torch.Size, tuple[int, ...]]] = {}
