@@ -51,6 +51,11 @@ class Chain:
             return None
         if any(map(_is_watched, model.module.modules())):
             return None
+        if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
+            return None
+        parameters = [id(p) for module in modules for p in module.parameters()]
+        if len(set(parameters)) < len(parameters):  # gradients are written, not added up
+            return None
         weights = iter(model.weights)
         try:
             return cls([_LAYERS[type(module)](module, weights) for module in modules])
@@ -77,9 +82,12 @@ class _UnsupportedError(Exception):
 
 def _flattened(module: nn.Module) -> list[nn.Module] | None:
     """The modules of nested `torch.nn.Sequential`s, in the order they are called."""
+    if "forward" in vars(module):  # an object's own
+        return None
     if type(module).forward is not nn.Sequential.forward:
         return [module] if type(module) in _LAYERS else None
-    parts = [_flattened(part) for part in module.children()]
+    # Not children(): it leaves out what comes a second time.
+    parts = [_flattened(part) for part in module._modules.values() if part is not None]
     return None if None in parts else [layer for part in parts if part for layer in part]
 
 
