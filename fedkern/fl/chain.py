@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
+from threading import Lock
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -249,6 +250,9 @@ _LAYERS: dict[type[nn.Module], Callable[[Any, Any], Layer]] = {
 
 MARGIN = 1.25  # by which oneDNN must be faster: what is close must not depend on the day's noise
 
+# Workers that come at once must not measure beside each other, nor choose otherwise.
+_MEASURING = Lock()
+
 LinearFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -260,7 +264,9 @@ def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _faster_linear(batch: int, weight: Tensor) -> LinearFunction:
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return nn.functional.linear
-    return _measured_linear(2 ** (batch - 1).bit_length(), *weight.shape, torch.get_num_threads())
+    size = 2 ** (batch - 1).bit_length()
+    with _MEASURING:
+        return _measured_linear(size, *weight.shape, torch.get_num_threads())
 
 
 @cache
