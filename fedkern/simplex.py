@@ -359,4 +359,6 @@ def _draw_key(generator: torch.Generator | None, device: torch.device | str | No
     if generator is None:
         return torch.randint(low, high, (), device=device)
     key = torch.randint(low, high, (), generator=generator, device=generator.device)
-    return key.to(torch.get_default_device() if device is None else device)
+    to = torch.get_default_device() if device is None else torch.device(device)
+    # Of memory that is not pinned CUDA makes a copy before the call returns: nothing waits.
+    return key.to(to, non_blocking=to.type == "cuda")

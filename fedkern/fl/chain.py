@@ -52,6 +52,11 @@ class Chain:
             return None
         if any(map(_is_watched, model.module.modules())):
             return None
+        if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
+            return None
+        parameters = [id(p) for module in modules for p in module.parameters()]
+        if len(set(parameters)) < len(parameters):  # gradients are written, not added up
+            return None
         weights = iter(model.weights)
         try:
             return cls([_LAYERS[type(module)](module, weights) for module in modules])
@@ -78,9 +83,12 @@ class _UnsupportedError(Exception):
 
 def _flattened(module: nn.Module) -> list[nn.Module] | None:
     """The modules of nested `torch.nn.Sequential`s, in the order they are called."""
+    if "forward" in vars(module):  # an object's own
+        return None
     if type(module).forward is not nn.Sequential.forward:
         return [module] if type(module) in _LAYERS else None
-    parts = [_flattened(part) for part in module.children()]
+    # Not children(): it leaves out what comes a second time.
+    parts = [_flattened(part) for part in module._modules.values() if part is not None]
     return None if None in parts else [layer for part in parts if part for layer in part]
 
 
@@ -242,7 +250,8 @@ _LAYERS: dict[type[nn.Module], Callable[[Any, Any], Layer]] = {
 
 MARGIN = 1.25  # by which oneDNN must be faster: what is close must not depend on the day's noise
 
-_measuring = Lock()
+# Workers that come at once must not measure beside each other, nor choose otherwise.
+_MEASURING = Lock()
 
 LinearFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -257,7 +266,7 @@ def _faster_linear(x: Tensor, weight: Tensor) -> LinearFunction:
     if not x.is_cpu or x.dtype != torch.float32:
         return nn.functional.linear
     batch = 1 << (len(x) - 1).bit_length()  # an epoch's last batch may have any size
-    with _measuring:  # two threads might find different ones
+    with _MEASURING:
         return _measured_linear(batch, *weight.shape)
 
 

@@ -66,7 +66,7 @@ class RunConfig:
         "serial", "serial; vmap, a round's clients as one batch; auto, what is faster in round 1"
     )
     layers: str = setting("fast", f"implementations of layers: {', '.join(LAYERS)}")
-    compile: bool = setting(False, "torch.compile the local step")
+    compile: bool = setting(False, "torch.compile the model in local training")
     device: str = setting("auto", "auto (cuda where there is one), cpu, cuda or cuda:N")
     data_root: str | None = setting(None, "folder of the data sets; else FEDKERN_DATA")
     download: bool = setting(False, "download a missing data set")
@@ -112,7 +112,13 @@ class RunConfig:
                 f"got {self.clients_per_round}"
             )
         parse_augment(self.augment)
-        self.torch_device()
+        if self.torch_device().type == "cuda" and (self.workers or 1) > 1:
+            raise ConfigError(
+                "workers: wanted 1 on a GPU (there engine=vmap trains a round's clients side by "
+                f"side), got {self.workers}"
+            )
+        if self.compile and self.engine == "vmap":
+            raise ConfigError("compile: wanted only with the serial engine, got it with vmap")
 
     @property
     def augmentations(self) -> tuple[str, ...]:

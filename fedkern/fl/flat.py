@@ -49,7 +49,7 @@ class Layout:
 
     Raises:
         ConfigError: no trainable parameters, some of another dtype or device than the others,
-            or endpoints that are frozen or have hooks.
+            endpoints that are frozen, have hooks, or are not as many in all simplex layers.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -67,6 +67,9 @@ class Layout:
         if any(theta._backward_hooks for theta in endpoints):
             # Autograd stops at the interpolated weights: they would never be called.
             raise ConfigError("model: wanted endpoints without hooks on their gradients, got some")
+        if len(sizes := sorted({len(theta) for theta in endpoints})) > 1:
+            got = ", ".join(map(str, sizes))
+            raise ConfigError(f"model: wanted as many endpoints in all simplex layers, got {got}")
         self.num_endpoints = len(endpoints[0]) if endpoints else 0
         # A parameter's strides in its own memory, without gaps.
         self._plain: dict[str, tuple[int, torch.Size, tuple[int, ...]]] = {}

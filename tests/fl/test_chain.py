@@ -1,0 +1,388 @@
+"""Chains of layers against autograd, and what is not taken for a chain."""
+
+import copy
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache
+from threading import Barrier
+from time import sleep
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import prune
+
+from fedkern import fl
+from fedkern.fl import chain
+from fedkern.fl.chain import Chain
+from fedkern.fl.flat import FlatModel
+from fedkern.nn import simplexify
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def drawn(module):
+    """The same parameters in every process."""
+    draws = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.uniform_(-1, 1, generator=draws).mul_(max(1, p[0].numel()) ** -0.5)
+    return module
+
+
+def compare(module, inputs, *, num_classes=4, ties=False, layers=None, dtype=torch.float64):
+    """Logits and gradients of a chain and of autograd, for the same model, batch and loss.
+
+    Twice over the same memory, for gradients are written, not added.
+    """
+    module = drawn(module).to(dtype)
+    if layers is not None:
+        simplexify(module, layers, 3, generator=torch.Generator().manual_seed(0))
+    inputs = inputs.to(dtype)
+    if ties:
+        inputs = inputs.round()
+    model = FlatModel(module)
+    found = Chain.of(model)
+    assert found is not None
+    if model.weights:
+        model.stand_at(torch.tensor([0.5, 0.3, 0.2], dtype=dtype))
+    targets = torch.arange(len(inputs)) % num_classes
+    with model.interpolated():
+        expected = module(inputs.clone())
+        F.cross_entropy(expected, targets).backward()
+    gradients = model.gradients.clone()
+    assert gradients.abs().max() > 1e-6
+    model.gradients.fill_(math.nan)
+    before = inputs.clone()
+    for _ in range(2):
+        logits = found.forward(inputs)
+        # Ties are broken in the same way only where both see the same bits.
+        torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-13)
+        leaf = logits.clone().requires_grad_()
+        found.backward(torch.autograd.grad(F.cross_entropy(leaf, targets), leaf)[0])
+        torch.testing.assert_close(model.gradients, gradients, rtol=1e-11, atol=1e-13)
+    assert torch.equal(inputs, before)
+    assert not logits.requires_grad
+
+
+def images(samples, channels, height, width, layout=torch.contiguous_format):
+    draws = torch.Generator().manual_seed(1)
+    inputs = torch.randn(samples, channels, height, width, generator=draws)
+    return inputs.contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("samples", [1, 7])
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("simplex", [None, "last", "all"])
+@pytest.mark.parametrize("name", ["mlp", "lenet", "cnn"])
+def test_the_models_of_the_experiments(name, simplex, layout, ties, samples):
+    # 17 and 19: odd sides, so that pooling leaves a row or a column out.
+    build = {"mlp": lambda: fl.MLP(3 * 17 * 19, 4), "lenet": fl.LeNet, "cnn": fl.FlocoCNN}[name]
+    module = build() if name == "mlp" else build(3, 17, 19, 4)
+    names = [n for n, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    layers = {None: None, "last": names[-1], "all": names}[simplex]
+    module = module.to(memory_format=layout)
+    compare(module, images(samples, 3, 17, 19, layout), ties=ties, layers=layers)
+
+
+def with_one_relu():
+    """A model that has a layer twice."""
+    relu = nn.ReLU()
+    layers = nn.Linear(180, 6), relu, nn.Linear(6, 4)
+    return nn.Sequential(nn.Conv2d(3, 5, 3), relu, nn.Flatten(), *layers)
+
+
+CHAINS = {
+    "one layer": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 4)),
+    "nested": lambda: nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 5, 3), nn.Sequential(nn.ReLU(), nn.Sequential())),
+        nn.Sequential(nn.MaxPool2d(2), nn.Flatten()),
+        nn.Linear(45, 4),
+    ),
+    "an activation twice": with_one_relu,
+    "before the first parameters": lambda: nn.Sequential(
+        nn.ReLU(), nn.MaxPool2d(2), nn.LeakyReLU(), nn.Flatten(), nn.Linear(48, 4)
+    ),
+    "after the last parameters": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 8), nn.LeakyReLU(), nn.MaxPool2d(1), nn.Flatten()
+    ),
+    "in place": lambda: nn.Sequential(
+        nn.Conv2d(3, 5, 3),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(180, 6),
+        nn.LeakyReLU(0.3, inplace=True),
+        nn.Linear(6, 4),
+    ),
+    "slopes": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 6), nn.LeakyReLU(0.0), nn.LeakyReLU(1.5), nn.Linear(6, 4)
+    ),
+    "no bias": lambda: nn.Sequential(
+        nn.Conv2d(3, 5, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(180, 4, bias=False)
+    ),
+    "linear on three dimensions": lambda: nn.Sequential(
+        nn.Flatten(2), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 2), nn.Flatten(), nn.Linear(6, 4)
+    ),
+    "linear on four dimensions": lambda: nn.Sequential(
+        nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2), nn.Flatten(), nn.Linear(48, 4)
+    ),
+    "strides, padding, dilation, groups": lambda: nn.Sequential(
+        nn.Conv2d(3, 6, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=3),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3, padding=1, groups=2),
+        nn.Flatten(),
+        nn.Linear(160, 4),
+    ),
+    "pooling": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
+        nn.MaxPool2d(2, stride=1, dilation=2),
+        nn.Flatten(),
+        nn.Linear(36, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("build", CHAINS.values(), ids=CHAINS)
+def test_chains_of_all_layers(build, layout, ties):
+    compare(build().to(memory_format=layout), images(5, 3, 8, 8, layout), ties=ties)
+
+
+# ---- no chains -----------------------------------------------------------------------------------
+
+
+class OwnLinear(nn.Linear):
+    def forward(self, inputs):
+        return super().forward(inputs) + 1
+
+
+class OwnSequential(nn.Sequential):
+    def forward(self, inputs):
+        return super().forward(inputs) + 1
+
+
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = mlp()
+
+    def forward(self, inputs):
+        return self.layers(inputs)
+
+
+def mlp(*between):
+    return nn.Sequential(nn.Linear(6, 5), *between, nn.ReLU(), nn.Linear(5, 4))
+
+
+def changed(change, module=None):
+    module = module or mlp()
+    change(module)
+    return module
+
+
+def tied(first, second):
+    first.weight = second.weight
+    return nn.Sequential(first, nn.ReLU(), second)
+
+
+def twice(layer):
+    return nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(6, 4))
+
+
+def square(**options):
+    return nn.Sequential(nn.Conv2d(3, 4, 3, **options), nn.Flatten(), nn.Linear(4, 4))
+
+
+NO_CHAINS = {
+    "forward hook": lambda: changed(lambda m: m[1].register_forward_hook(lambda *_: None)),
+    "forward pre hook": lambda: changed(lambda m: m.register_forward_pre_hook(lambda *_: None)),
+    "backward hook": lambda: changed(lambda m: m[0].register_full_backward_hook(lambda *_: None)),
+    "backward pre hook": lambda: changed(
+        lambda m: m[0].register_full_backward_pre_hook(lambda *_: None)
+    ),
+    "hook on a parameter": lambda: changed(lambda m: m[0].bias.register_hook(lambda g: g)),
+    "hook on an accumulated gradient": lambda: changed(
+        lambda m: m[0].bias.register_post_accumulate_grad_hook(lambda p: None)
+    ),
+    "hook of a simplex model": lambda: changed(
+        lambda m: simplexify(m).register_forward_hook(lambda *_: None)
+    ),
+    "a layer's own forward": lambda: nn.Sequential(OwnLinear(6, 4)),
+    "a Sequential's own forward": lambda: OwnSequential(nn.Linear(6, 4)),
+    "an object's own forward": lambda: changed(
+        lambda m: setattr(m[2], "forward", lambda x: F.linear(x, m[2].weight))
+    ),
+    "no Sequential": Wrapped,
+    "tanh": lambda: mlp(nn.Tanh()),
+    "batch norm": lambda: mlp(nn.BatchNorm1d(5)),
+    "dropout": lambda: mlp(nn.Dropout()),
+    "frozen weight": lambda: changed(lambda m: m[0].weight.requires_grad_(False)),
+    "frozen bias": lambda: changed(lambda m: m[2].bias.requires_grad_(False)),
+    "tied weights": lambda: tied(nn.Linear(5, 5), nn.Linear(5, 5)),
+    "a layer twice": lambda: twice(nn.Linear(6, 6)),
+    "a simplex layer twice": lambda: simplexify(twice(nn.Linear(6, 6)), ["0", "3"], 2),
+    "parametrized": lambda: changed(lambda m: nn.utils.parametrizations.weight_norm(m[0])),
+    "pruned": lambda: changed(lambda m: prune.random_unstructured(m[0], "weight", 0.5)),
+    "circular padding": lambda: square(padding=1, padding_mode="circular"),
+    "padding by name": lambda: square(padding="same"),
+    "indices": lambda: nn.Sequential(nn.Linear(6, 4), nn.MaxPool2d(1, return_indices=True)),
+    "resnet20": lambda: fl.ResNet20(3, 8, 8, 4),
+}
+
+
+@pytest.mark.parametrize("build", NO_CHAINS.values(), ids=NO_CHAINS)
+def test_what_is_no_chain(build):
+    assert Chain.of(FlatModel(build())) is None
+
+
+def test_what_is_none_for_a_while():
+    model = FlatModel(mlp())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Chain.of(model) is None
+    hook = nn.modules.module.register_module_forward_hook(lambda *_: None)  # of any module
+    assert Chain.of(model) is None
+    hook.remove()
+    hook = model.module[0].register_forward_hook(lambda *_: None)
+    assert Chain.of(model) is None
+    hook.remove()
+    assert Chain.of(model) is not None
+
+
+def test_the_hooks_of_a_simplex_do_not_count():
+    assert Chain.of(FlatModel(simplexify(mlp(), num_endpoints=2))) is not None
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(blobs):
+    """Blobs as images of 9x8 with one channel, in float64."""
+
+    def wide(x):
+        return x.double()[:, None, :, None].expand(-1, 1, -1, 8).repeat(1, 1, 2, 1)[:, :, :9]
+
+    return replace(blobs, x_train=wide(blobs.x_train), x_test=wide(blobs.x_test))
+
+
+def own_model():
+    """A user's own chain."""
+    module = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        nn.Flatten(),
+        nn.Linear(48, 8, bias=False),
+        nn.LeakyReLU(0.2),
+        nn.Linear(8, 4),
+    )
+    return drawn(module).double()
+
+
+@pytest.mark.parametrize("method", [fl.FedGA(), fl.Ditto(), fl.Floco(endpoints=3, tau=2)])
+def test_a_run_is_the_same_with_plain_layers(pictures, method, monkeypatch):
+    chains = []
+    found = Chain.of
+    monkeypatch.setattr(Chain, "of", lambda model: chains.append(found(model)) or chains[-1])
+    ends = {}
+    for layers in ("fast", "plain"):
+        config = fl.RunConfig(
+            clients=4,
+            clients_per_round=3,
+            rounds=3,
+            batch_size=32,  # of 60: the last batch is smaller
+            momentum=0.5,
+            partition="iid",
+            workers=1,
+            layers=layers,
+        )
+        clients = fl.make_clients(pictures, fl.make_partition(pictures, config))
+        module = own_model()
+        rounds = list(fl.simulate(method, module, clients, config))
+        ends[layers] = list(module.parameters()), [round.train_loss for round in rounds]
+    assert len(chains) == 1  # of the fast one
+    assert chains[0] is not None
+    # Some thirty steps in float64.
+    torch.testing.assert_close(*ends.values(), rtol=1e-9, atol=1e-11)
+
+
+# ---- the choice of a linear layer ----------------------------------------------------------------
+
+
+needs_mkldnn = pytest.mark.skipif(not torch._C._has_mkldnn, reason="torch has no oneDNN")
+
+
+@needs_mkldnn
+@pytest.mark.parametrize("shape", [(1, 6), (7, 6), (7, 3, 6)])
+def test_onednn_gives_the_same_but_for_rounding(monkeypatch, shape):
+    monkeypatch.setattr(chain, "_measured_linear", lambda *_: chain._onednn_linear)
+    module = drawn(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4, bias=False)))
+    twin = copy.deepcopy(module)
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    model = FlatModel(module)
+    found = Chain.of(model)
+    logits = found.forward(inputs)
+    expected = twin(inputs)
+    # Sums of at most 21 products of numbers around 1.
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
+    expected.square().sum().backward()
+    found.backward(2 * logits)
+    for name, gradient in model.layout.plain(model.gradients).items():
+        torch.testing.assert_close(gradient, twin.get_parameter(name).grad, rtol=1e-5, atol=1e-5)
+
+
+@needs_mkldnn
+def test_what_is_faster_by_the_margin_is_chosen(monkeypatch):
+    times = {F.linear: 1.0, chain._onednn_linear: 1.0}
+    clock = [0.0]
+
+    def timed(function):
+        def call(*arguments):
+            clock[0] += times[function]
+
+        return call
+
+    twins = {function: timed(function) for function in times}
+    monkeypatch.setattr(chain, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(chain, "_onednn_linear", twins[chain._onednn_linear])
+    monkeypatch.setattr(nn.functional, "linear", twins[F.linear])
+    theirs, onednn = nn.functional.linear, chain._onednn_linear
+    measure = chain._measured_linear.__wrapped__
+    for factor, expected in ((0.5, theirs), (1.2, theirs), (1.3, onednn)):
+        times[next(iter(times))] = factor
+        assert measure(8, 5, 6, 1) is expected
+
+
+def test_a_choice_is_made_once_for_a_shape(monkeypatch):
+    asked = []
+    monkeypatch.setattr(chain, "_measured_linear", lambda *key: asked.append(key) or F.linear)
+    weight = torch.zeros(5, 6)
+    for batch in (1, 2, 3, 4, 5, 64, 65):
+        chain._faster_linear(batch, weight)
+    assert asked == [(size, 5, 6, 1) for size in (1, 2, 4, 4, 8, 64, 128)]
+    asked.clear()
+    assert chain._faster_linear(8, weight.double()) is F.linear
+    assert asked == []
+
+
+def test_workers_that_ask_at_once_get_one_choice(monkeypatch):
+    """Else they would not train the same bits."""
+    together = Barrier(4)
+    choices = []
+
+    @cache
+    def measured(*_):
+        choices.append(object())
+        sleep(0.05)  # the others come meanwhile
+        return choices[-1]
+
+    def ask(_):
+        together.wait()
+        return chain._faster_linear(8, torch.zeros(5, 6))
+
+    monkeypatch.setattr(chain, "_measured_linear", measured)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(ask, range(4)))) == len(choices) == 1
