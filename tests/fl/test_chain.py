@@ -353,7 +353,7 @@ def test_what_is_faster_by_the_margin_is_chosen(monkeypatch):
     measure = chain._measured_linear.__wrapped__
     for factor, expected in ((0.5, theirs), (1.2, theirs), (1.3, onednn)):
         times[next(iter(times))] = factor
-        assert measure(8, 5, 6, 1) is expected
+        assert measure(8, 5, 6) is expected
 
 
 def test_a_choice_is_made_once_for_a_shape(monkeypatch):
@@ -361,10 +361,10 @@ def test_a_choice_is_made_once_for_a_shape(monkeypatch):
     monkeypatch.setattr(chain, "_measured_linear", lambda *key: asked.append(key) or F.linear)
     weight = torch.zeros(5, 6)
     for batch in (1, 2, 3, 4, 5, 64, 65):
-        chain._faster_linear(batch, weight)
-    assert asked == [(size, 5, 6, 1) for size in (1, 2, 4, 4, 8, 64, 128)]
+        chain._faster_linear(torch.zeros(batch, 6), weight)
+    assert asked == [(size, 5, 6) for size in (1, 2, 4, 4, 8, 64, 128)]
     asked.clear()
-    assert chain._faster_linear(8, weight.double()) is F.linear
+    assert chain._faster_linear(torch.zeros(8, 6).double(), weight.double()) is F.linear
     assert asked == []
 
 
@@ -381,7 +381,7 @@ def test_workers_that_ask_at_once_get_one_choice(monkeypatch):
 
     def ask(_):
         together.wait()
-        return chain._faster_linear(8, torch.zeros(5, 6))
+        return chain._faster_linear(torch.zeros(8, 6), torch.zeros(5, 6))
 
     monkeypatch.setattr(chain, "_measured_linear", measured)
     with ThreadPoolExecutor(4) as pool:
