@@ -195,27 +195,39 @@ def test_whole_floco_round() -> None:
 # ---- workers, engines ----------------------------------------------------------------------------
 
 
-def lenet_rounds(workers: int) -> timing.Step:
+def rounds_elsewhere(
+    name: str, settings: dict[str, Any], workers: int, threads: int
+) -> timing.Step:
     """A step of one round, for a process of its own."""
-    run = Task("cifar10", model="lenet", clients_per_round=4).rounds(fl.FedAvg(), workers=workers)
+    torch.set_num_threads(threads)
+    run = Task(name, **settings).rounds(fl.FedAvg(), workers=workers)
     return lambda: run(0)
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
-def test_two_workers_beside_two_processes() -> None:
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_two_workers_beside_two_processes(name: str) -> None:
     """Seconds a round: two processes train a round each at the same time."""
-    two_workers = timing.StepElsewhere(lenet_rounds, 2)
-    processes = [timing.StepElsewhere(lenet_rounds, 1) for _ in range(2)]
-    seconds: dict[str, list[float]] = {"two processes": [], "two workers": [], "one worker": []}
+    settings = {"clients_per_round": 10 if name == "mnist" else 4}
+
+    def elsewhere(workers: int, threads: int = 1) -> timing.StepElsewhere:
+        return timing.StepElsewhere(rounds_elsewhere, name, settings, workers, threads)
+
+    both = [elsewhere(1), elsewhere(1)]
+    others = {
+        "two workers": elsewhere(2),
+        "one worker": both[0],
+        "one worker, two threads": elsewhere(1, threads=2),
+    }
+    seconds: dict[str, list[float]] = {"two processes": [], **{other: [] for other in others}}
     with ThreadPoolExecutor(2) as pool:
-        for number in range(10):
-            both = max(pool.map(lambda process: process.seconds(2), processes)) / 2
-            workers = two_workers.seconds(2)
-            one = processes[0].seconds(1)
+        for number in range(WARM_UP + 8):
+            slower = max(pool.map(lambda process: process.seconds(3), both))
+            times = [slower / 2, *(other.seconds(3) for other in others.values())]
             if number >= WARM_UP:
-                for name, value in zip(seconds, (both, workers, one), strict=True):
-                    seconds[name].append(value)
-    keep(seconds, task="cifar10 lenet, workers")
+                for variant, value in zip(seconds, times, strict=True):
+                    seconds[variant].append(value)
+    keep(seconds, task=f"{name}, workers")
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10"])

@@ -15,7 +15,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     total = options.warm_up + options.rounds
     # One more round, never asked for: the last one is always evaluated.
-    config = replace(task.CONFIG, rounds=total + 1, eval_every=total + 1)
+    config = replace(task.CONFIG, rounds=total + 1, eval_every=total + 1, workers=1)
     model = task.new_model()
     run = fl.simulate(fl.FedAvg(), model, task.clients(), config)
     ends = []

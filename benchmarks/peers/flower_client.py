@@ -46,7 +46,7 @@ def local_training(model: nn.Module, client: fl.Client, draws: fl.Draws) -> None
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)
     shuffling = draws("batches")
     for _ in range(config.local_epochs):
-        inputs, targets = client.shuffled(shuffling)
+        inputs, targets = task.shuffled(client, shuffling)
         batches = zip(
             inputs.split(config.batch_size), targets.split(config.batch_size), strict=True
         )

@@ -56,7 +56,7 @@ class Clock(TrainingProcessCallback):
 def federated_dataset(rounds: int) -> FederatedDataset:
     """The clients' data, each in a random order; the clients of all rounds, one after the other."""
     seed = task.CONFIG.seed
-    users = [client.shuffled(fl.generator(seed, "pfl", client.number)) for client in task.clients()]
+    users = [task.shuffled(c, fl.generator(seed, "pfl", c.number)) for c in task.clients()]
     order = (user for number in range(1, rounds + 1) for user in task.sampled(number))
     return FederatedDataset.from_slices(users, lambda: next(order))
 

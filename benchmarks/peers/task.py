@@ -13,7 +13,8 @@ from functools import cache
 from itertools import pairwise
 from statistics import median
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fedkern import fl
 
@@ -38,6 +39,18 @@ def dataset() -> fl.Dataset:
 @cache
 def clients() -> list[fl.Client]:
     return fl.make_clients(dataset(), fl.make_partition(dataset(), CONFIG))
+
+
+@cache
+def inputs() -> Tensor:
+    """The training data as float32, contiguous: what a peer would be given."""
+    return fl.scaled(dataset().x_train).contiguous()
+
+
+def shuffled(client: fl.Client, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A client's inputs and targets, copied in a new random order: that of fedkern's batches."""
+    order = client.order(draws)
+    return inputs().index_select(0, order), dataset().y_train.index_select(0, order)
 
 
 def sampled(number: int) -> list[int]:
