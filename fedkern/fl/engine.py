@@ -83,7 +83,7 @@ class SerialEngine:
             waiting: deque[Future[Trained]] = deque()
             for job in jobs:
                 waiting.append(pool.submit(train, job))
-                if len(waiting) > 2 * len(self._trainers):
+                if len(waiting) == 2 * len(self._trainers):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
