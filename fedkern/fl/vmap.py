@@ -24,7 +24,7 @@ from .config import RunConfig
 from .data import Dataset
 from .errors import ConfigError
 from .flat import FlatModel, State
-from .reading import Reader
+from .reading import Reader, sent
 from .training import Job, LocalWork, Plan, Trained, sgd_step, start_training
 
 IGNORED = -100  # the target of a sample that counts for nothing
@@ -89,7 +89,7 @@ class _Plans:
         self.samples = counts.sum((0, 2))
         self.windows = None
         if plans[0].windows is not None:
-            unchanged = draw_windows(1, (), torch.Generator())[0].to(self.order.device)
+            unchanged = sent(draw_windows(1, (), torch.Generator())[0], self.order.device)
             self.windows = _stacked(
                 [_by_step(p.windows, config.batch_size, unchanged) for p in plans]  # type: ignore[arg-type]
             )
