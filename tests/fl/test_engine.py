@@ -1,13 +1,13 @@
 """Engines: workers change no bit, auto takes what is faster."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from time import sleep
 
 import pytest
 import torch
 from torch import nn
+from whole_runs import assert_same_bits, drawn, run
 
 from fedkern import fl
 from fedkern.fl import engine as engines
@@ -53,40 +53,6 @@ def chain():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 4))
 
 
-def drawn(module):
-    draws = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.uniform_(-0.2, 0.2, generator=draws)
-    return module
-
-
-def tensors(value) -> Iterator[torch.Tensor]:
-    """All that a client keeps, whatever its form."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    else:
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from tensors(part)
-
-
-def run(dataset, config, method=None, build=chain):
-    """What is reported but for times, all final numbers, and the engine's facts."""
-    clients = fl.make_clients(dataset, fl.make_partition(dataset, config))
-    module = drawn(build())
-    rounds = list(fl.simulate(method or fl.FedAvg(), module, clients, config))
-    ends = [*module.parameters(), *module.buffers()]
-    ends += [tensor for client in clients for tensor in tensors(client.state)]
-    reported = [replace(round, seconds=0.0, engine={}) for round in rounds]
-    return reported, ends, rounds[-1].engine
-
-
-def assert_same_bits(first, second):
-    assert first[0] == second[0]
-    assert len(first[1]) == len(second[1])
-    assert all(map(torch.equal, first[1], second[1]))
-
-
 # ---- workers -------------------------------------------------------------------------------------
 
 CASES = {
@@ -110,7 +76,7 @@ def test_workers_change_no_bit(images, method, build, settings):
     for workers in (2, 3, 5, 7):
         together = run(images, replace(config, workers=workers), method, build)
         assert_same_bits(alone, together)
-        assert together[2] == {"engine": "serial", "workers": workers}
+        assert together.facts == {"engine": "serial", "workers": workers}
 
 
 def test_resnet20_with_workers(images):
@@ -120,9 +86,8 @@ def test_resnet20_with_workers(images):
     def build():
         return fl.ResNet20(3, 8, 8, 4)
 
-    assert_same_bits(
-        run(few, config, build=build), run(few, replace(config, workers=2), build=build)
-    )
+    alone = run(few, config, fl.FedAvg(), build)
+    assert_same_bits(alone, run(few, replace(config, workers=2), fl.FedAvg(), build))
 
 
 class Picky(nn.Module):
@@ -262,13 +227,13 @@ def prefer(monkeypatch, name):
     [fl.FedAvg(), fl.Ditto(), fl.Floco(endpoints=3, tau=1), fl.FlocoPlus(endpoints=2, tau=2)],
 )
 def test_auto_is_the_engine_that_is_faster(images, monkeypatch, method, name):
-    expected = run(images, replace(CONFIG, engine=name), method)
+    expected = run(images, replace(CONFIG, engine=name), method, chain)
     asked = prefer(monkeypatch, name)
-    chosen = run(images, replace(CONFIG, engine="auto"), method)
+    chosen = run(images, replace(CONFIG, engine="auto"), method, chain)
     assert_same_bits(chosen, expected)  # personal models too: measuring left no trace
     assert asked == ["serial", "vmap"]  # once a run
     seconds = {"serial_seconds": 2.0, "vmap_seconds": 2.0, f"{name}_seconds": 1.0}
-    assert chosen[2] == {**expected[2], **seconds}
+    assert chosen.facts == {**expected.facts, **seconds}
 
 
 def test_auto_measures_both(blobs):
@@ -286,11 +251,11 @@ def test_auto_measures_both(blobs):
 
 
 def test_auto_is_serial_where_vmap_will_not_do(images):
-    alone = run(images, CONFIG, build=convolutional)
-    chosen = run(images, replace(CONFIG, engine="auto"), build=convolutional)
+    alone = run(images, CONFIG, fl.FedAvg(), convolutional)
+    chosen = run(images, replace(CONFIG, engine="auto"), fl.FedAvg(), convolutional)
     assert_same_bits(chosen, alone)
-    reason = chosen[2].pop("reason")
-    assert chosen[2] == alone[2]
+    reason = chosen.facts.pop("reason")
+    assert chosen.facts == alone.facts
     assert reason.startswith(
         "engine: wanted serial (or buffers=frozen) for a model with batch norm"
     )
@@ -311,8 +276,8 @@ def test_auto_is_serial_where_vmap_fails(blobs):
     alone = run(blobs, CONFIG, fl.Ditto(), Branching)
     chosen = run(blobs, replace(CONFIG, engine="auto"), fl.Ditto(), Branching)
     assert_same_bits(chosen, alone)
-    reason = chosen[2].pop("reason")
-    assert chosen[2] == alone[2]
+    reason = chosen.facts.pop("reason")
+    assert chosen.facts == alone.facts
     assert "vmap" in reason
     assert "\n" not in reason
 
@@ -323,7 +288,7 @@ def test_auto_hides_no_error_of_the_model(blobs):
             raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        run(blobs, replace(CONFIG, engine="auto"), build=lambda: Broken(6, 4))
+        run(blobs, replace(CONFIG, engine="auto"), fl.FedAvg(), lambda: Broken(6, 4))
 
 
 def test_engines_by_name(blobs):
