@@ -56,6 +56,8 @@ class SerialEngine:
         self.facts = {"engine": "serial", "workers": workers}
         if config.compile:
             started = perf_counter()
+            # For a process with many runs: torch compiles no more than eight models of a kind.
+            torch.compiler.reset()
             for trainer in self._trainers:
                 trainer.warm_up()
             self.facts["compile_seconds"] = perf_counter() - started
