@@ -150,6 +150,9 @@ def test_options_reach_the_run(tmp_path):
         "--weighting": "samples",
         "--calibration": "gradient",
         "--counts": "client",
+        "--engine": "vmap",
+        "--workers": 2,
+        "--layers": "plain",
         "--seed": 3,
         "--out": "out",
     }
@@ -164,6 +167,45 @@ def test_options_reach_the_run(tmp_path):
     assert "0 of 1437 training samples discarded" in (
         fedkern_command("run", *flags, "--overwrite").stdout
     )
+
+
+def test_a_summary_says_what_trained_the_clients(tmp_path, monkeypatch):
+    compiled = []
+    # Compiling would cost seconds, and is tested elsewhere.
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+
+    def engine(*flags):
+        options = ("--method", "fedavg", "--rounds", 1, "--out", "out", "--overwrite")
+        result = fedkern_command("run", *options, *flags)
+        assert result.exit_code == 0
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        facts = summary["runs"][0]["engine"]
+        line = ", ".join(f"{key} {value}" for key, value in facts.items())
+        assert f"fedavg seed 0: {line}\n" in result.stdout
+        return facts
+
+    assert engine("--workers", 3) == {"engine": "serial", "workers": 3}
+    assert engine("--engine", "vmap") == {"engine": "vmap"}
+    assert compiled == []
+    facts = engine("--compile", "--workers", 2)
+    assert len(compiled) == 2
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["compile"] is True
+    assert facts.pop("compile_seconds") > 0
+    assert facts == {"engine": "serial", "workers": 2}
+    facts = engine("--engine", "auto")
+    assert facts["engine"] in ("serial", "vmap")
+    assert min(facts["serial_seconds"], facts["vmap_seconds"]) > 0
+
+
+def test_engines_and_workers_agree(tmp_path):
+    losses = []
+    for flags in (("--workers", 1), ("--workers", 2), ("--engine", "vmap"), ("--layers", "plain")):
+        options = ("--rounds", 2, "--out", "out", "--overwrite")
+        assert fedkern_command("run", *options, *flags).exit_code == 0
+        losses.append([row["train_loss"] for row in history(tmp_path / "out")])
+    assert losses[0] == losses[1]
+    for other in losses[2:]:
+        assert [*map(float, other)] == pytest.approx([*map(float, losses[0])], rel=1e-4)
 
 
 def test_variants_of_a_method_side_by_side(tmp_path):
@@ -310,6 +352,10 @@ MISTAKES = [
     (["run", "--lr", "-1"], r"lr: wanted a finite number > 0, got -1\.0"),
     (["run", "--batch-size", "0"], "batch_size: wanted an integer >= 1, got 0"),
     (["run", "--threads", "0"], "threads: wanted an integer >= 1, got 0"),
+    (["run", "--workers", "0"], "workers: wanted an integer >= 1, got 0"),
+    (["run", "--engine", "vmaq"], "engine: wanted one of auto, serial, vmap, got 'vmaq' .did you"),
+    (["run", "--layers", "slow"], "layers: wanted one of fast, plain, got 'slow'"),
+    (["run", "--engine", "vmap", "--compile"], "compile: wanted engine serial or auto, got vmap"),
     (["run", "--device", "gpu"], "device: wanted auto, cpu, cuda or cuda:N, got 'gpu'"),
     (["run", "--out", "file/run"], "out: wanted a folder to write in, got file/run: "),
     (["run", "--out", "old"], "out: wanted a folder without a run, got old, .*--overwrite"),

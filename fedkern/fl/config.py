@@ -66,7 +66,7 @@ class RunConfig:
         "serial", "serial; vmap, a round's clients as one batch; auto, what is faster in round 1"
     )
     layers: str = setting("fast", f"implementations of layers: {', '.join(LAYERS)}")
-    compile: bool = setting(False, "torch.compile the model in local training")
+    compile: bool = setting(False, "torch.compile the serial engine's models")
     device: str = setting("auto", "auto (cuda where there is one), cpu, cuda or cuda:N")
     data_root: str | None = setting(None, "folder of the data sets; else FEDKERN_DATA")
     download: bool = setting(False, "download a missing data set")
@@ -92,6 +92,8 @@ class RunConfig:
             raise unknown_name("engine", self.engine, ENGINES)
         if self.layers not in LAYERS:
             raise unknown_name("layers", self.layers, LAYERS)
+        if self.compile and self.engine == "vmap":
+            raise ConfigError("compile: wanted engine serial or auto, got vmap")
         if self.least_samples < 0:
             raise ConfigError(f"least_samples: wanted an integer >= 0, got {self.least_samples}")
         if not 0 <= self.fold_share <= 1:
@@ -112,13 +114,7 @@ class RunConfig:
                 f"got {self.clients_per_round}"
             )
         parse_augment(self.augment)
-        if self.torch_device().type == "cuda" and (self.workers or 1) > 1:
-            raise ConfigError(
-                "workers: wanted 1 on a GPU (there engine=vmap trains a round's clients side by "
-                f"side), got {self.workers}"
-            )
-        if self.compile and self.engine == "vmap":
-            raise ConfigError("compile: wanted only with the serial engine, got it with vmap")
+        self.torch_device()
 
     @property
     def augmentations(self) -> tuple[str, ...]:

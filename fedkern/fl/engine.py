@@ -56,6 +56,8 @@ class SerialEngine:
         self.facts = {"engine": "serial", "workers": workers}
         if config.compile:
             started = perf_counter()
+            # For a process with many runs: torch compiles no more than eight models of a kind.
+            torch.compiler.reset()
             for trainer in self._trainers:
                 trainer.warm_up()
             self.facts["compile_seconds"] = perf_counter() - started
@@ -92,7 +94,10 @@ class SerialEngine:
 
 
 class AutoEngine:
-    """The serial or the vmap engine, whichever trains the first clients faster."""
+    """The serial or the vmap engine, whichever trains the first clients faster.
+
+    It is the serial one where the other fails.
+    """
 
     def __init__(self, model: FlatModel, dataset: Dataset, config: RunConfig) -> None:
         self.model = model
@@ -107,16 +112,21 @@ class AutoEngine:
     def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
         """See `Engine`."""
         if self._other is not None:
-            engines: list[Engine] = [self._engine, self._other]
-            seconds = [_seconds(engine, jobs, anchor) for engine in engines]
-            self._engine = engines[seconds.index(min(seconds))]
+            self._choose(self._other, jobs, anchor)
             self._other = None
-            self.facts = {
-                **self._engine.facts,
-                "serial_seconds": seconds[0],
-                "vmap_seconds": seconds[1],
-            }
         return self._engine.train(jobs, anchor)
+
+    def _choose(self, other: Engine, jobs: Sequence[Job], anchor: Tensor) -> None:
+        """Measures both engines, and takes the other one if it is faster."""
+        seconds = {"serial_seconds": _seconds(self._engine, jobs, anchor)}
+        try:
+            seconds["vmap_seconds"] = _seconds(other, jobs, anchor)
+        except RuntimeError as error:  # the model does what torch.vmap cannot, or takes the memory
+            self.facts["reason"] = str(error).partition("\n")[0]
+            return
+        if seconds["vmap_seconds"] < seconds["serial_seconds"]:
+            self._engine = other
+        self.facts = {**self._engine.facts, **seconds}
 
 
 def _seconds(engine: Engine, jobs: Sequence[Job], anchor: Tensor) -> float:

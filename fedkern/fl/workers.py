@@ -8,14 +8,22 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from .config import RunConfig
+from .errors import ConfigError
 
 
 def num_workers(config: RunConfig, device: torch.device) -> int:
-    """How many clients are trained side by side; by default as many as the CPU has room for."""
-    if config.workers is not None:
-        return config.workers
-    if device.type != "cpu":
-        return 1
+    """How many clients are trained side by side; by default as many as the CPU has room for.
+
+    Raises:
+        ConfigError: several on a GPU.
+    """
+    if device.type != "cpu" and (config.workers or 1) > 1:
+        raise ConfigError(
+            "workers: wanted 1 on a GPU (there engine=vmap trains a round's clients side by side), "
+            f"got {config.workers}"
+        )
+    if config.workers is not None or device.type != "cpu":
+        return config.workers or 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(config.clients_per_round, (cores or 1) // torch.get_num_threads()))
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
+from whole_runs import assert_close, drawn, run
 
 from fedkern import fl
 from fedkern.fl import chain
@@ -21,15 +22,6 @@ from fedkern.fl.flat import FlatModel
 from fedkern.nn import simplexify
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-
-
-def drawn(module):
-    """The same parameters in every process."""
-    draws = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.uniform_(-1, 1, generator=draws).mul_(max(1, p[0].numel()) ** -0.5)
-    return module
 
 
 def compare(module, inputs, *, num_classes=4, ties=False, layers=None, dtype=torch.float64):
@@ -272,14 +264,13 @@ def pictures(blobs):
 
 def own_model():
     """A user's own chain."""
-    module = nn.Sequential(
+    return nn.Sequential(
         nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
         nn.Flatten(),
         nn.Linear(48, 8, bias=False),
         nn.LeakyReLU(0.2),
         nn.Linear(8, 4),
-    )
-    return drawn(module).double()
+    ).double()
 
 
 @pytest.mark.parametrize("method", [fl.FedGA(), fl.Ditto(), fl.Floco(endpoints=3, tau=2)])
@@ -287,26 +278,21 @@ def test_a_run_is_the_same_with_plain_layers(pictures, method, monkeypatch):
     chains = []
     found = Chain.of
     monkeypatch.setattr(Chain, "of", lambda model: chains.append(found(model)) or chains[-1])
-    ends = {}
-    for layers in ("fast", "plain"):
-        config = fl.RunConfig(
-            clients=4,
-            clients_per_round=3,
-            rounds=3,
-            batch_size=32,  # of 60: the last batch is smaller
-            momentum=0.5,
-            partition="iid",
-            workers=1,
-            layers=layers,
-        )
-        clients = fl.make_clients(pictures, fl.make_partition(pictures, config))
-        module = own_model()
-        rounds = list(fl.simulate(method, module, clients, config))
-        ends[layers] = list(module.parameters()), [round.train_loss for round in rounds]
+    config = fl.RunConfig(
+        clients=4,
+        clients_per_round=3,
+        rounds=3,
+        batch_size=32,  # of 60: the last batch is smaller
+        momentum=0.5,
+        partition="iid",
+        workers=1,
+    )
+    fast = run(pictures, config, method, own_model)
+    plain = run(pictures, replace(config, layers="plain"), method, own_model)
     assert len(chains) == 1  # of the fast one
     assert chains[0] is not None
     # Some thirty steps in float64.
-    torch.testing.assert_close(*ends.values(), rtol=1e-9, atol=1e-11)
+    assert_close(fast, plain, rtol=1e-9, atol=1e-11)
 
 
 # ---- the choice of a linear layer ----------------------------------------------------------------

@@ -37,6 +37,7 @@ def test_given_values_win_over_defaults_and_none_does_not():
         "batch_size",
         "eval_every",
         "threads",
+        "workers",
         "folds",
         "shards",
     ],
@@ -75,6 +76,12 @@ def test_clip_must_be_positive(value):
         ({"model": "lenett"}, "^model: wanted one of .*, got 'lenett' .did you mean 'lenet'?"),
         ({"partition": "idd"}, "^partition: wanted one of .*, got 'idd' .did you mean 'iid'?"),
         ({"buffers": "keep"}, "^buffers: wanted one of aggregate, frozen, local, got 'keep'"),
+        ({"engine": "serail"}, "^engine: wanted one of auto, serial, vmap, got 'serail' .did you"),
+        ({"layers": "slow"}, "^layers: wanted one of fast, plain, got 'slow'$"),
+        (
+            {"engine": "vmap", "compile": True},
+            "^compile: wanted engine serial or auto, got vmap$",
+        ),
         ({"augment": "crop,crop"}, "^augment: wanted each name once, got 'crop,crop'$"),
         ({"augment": "rotate"}, "^augment: wanted one of crop, flip, got 'rotate'"),
         ({"least_samples": -1}, "^least_samples: wanted an integer >= 0, got -1$"),
@@ -89,6 +96,13 @@ def test_other_bad_settings(settings, message):
     with pytest.raises(fl.ConfigError, match=message) as caught:
         fl.RunConfig(**settings)
     assert "\n" not in str(caught.value)
+
+
+def test_engines():
+    defaults = fl.RunConfig()
+    assert (defaults.engine, defaults.layers, defaults.compile) == ("serial", "fast", False)
+    assert (defaults.workers, defaults.threads) == (None, 1)
+    assert fl.RunConfig.for_dataset("mnist", workers=3, engine="auto", compile=True).workers == 3
 
 
 def test_device():
