@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from threading import Thread
 from time import sleep
 
 import pytest
@@ -182,6 +183,9 @@ def test_a_worker_for_each_core_but_no_more_than_clients(monkeypatch):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_workers_have_as_many_threads_as_who_asks(threads):
     torch.set_num_threads(threads)
+    other = Thread(target=torch.set_num_threads, args=(3,))  # new threads would have as many
+    other.start()
+    other.join()
     with thread_pool(2) as pool:
         assert list(pool.map(lambda _: torch.get_num_threads(), range(4))) == [threads] * 4
 
