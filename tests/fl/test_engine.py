@@ -276,9 +276,24 @@ class Branching(nn.Module):
         return self.layer(inputs if inputs.sum() > 0 else -inputs)
 
 
-def test_auto_is_serial_where_vmap_fails(blobs):
-    alone = run(blobs, CONFIG, fl.Ditto(), Branching)
-    chosen = run(blobs, replace(CONFIG, engine="auto"), fl.Ditto(), Branching)
+class Counting(nn.Module):
+    """Changes a buffer in training, of which torch.vmap has one for all clients."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, inputs):
+        if self.training:
+            self.batches += 1
+        return self.layer(inputs)
+
+
+@pytest.mark.parametrize("build", [Branching, Counting])
+def test_auto_is_serial_where_vmap_fails(blobs, build):
+    alone = run(blobs, CONFIG, fl.Ditto(), build)
+    chosen = run(blobs, replace(CONFIG, engine="auto"), fl.Ditto(), build)
     assert_same_bits(chosen, alone)
     reason = chosen.facts.pop("reason")
     assert chosen.facts == alone.facts

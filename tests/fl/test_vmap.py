@@ -214,6 +214,26 @@ def test_batch_norm_would_see_what_fills_up_batches(blobs64, buffers):
         run(blobs64, config, fl.FedAvg(), normed)
 
 
+class Counting(nn.Linear):
+    """Changes a buffer in training."""
+
+    def __init__(self):
+        super().__init__(6, 4, dtype=torch.float64)
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, inputs):
+        if self.training:
+            self.batches += 1
+        return super().forward(inputs)
+
+
+def test_buffers_that_change_are_one_for_all_clients(blobs64):
+    message = r"^engine: wanted serial .or buffers=frozen. for a model that changes its buffers, "
+    with pytest.raises(fl.ConfigError, match=message):
+        run(blobs64, replace(CONFIG, engine="vmap"), fl.FedAvg(), Counting)
+    assert_engines_agree(blobs64, replace(CONFIG, buffers="frozen"), build=Counting)
+
+
 def test_frozen_batch_norm(blobs64):
     for method in (fl.FedAvg(), fl.Ditto()):
         assert_engines_agree(blobs64, replace(CONFIG, buffers="frozen"), method, normed)
