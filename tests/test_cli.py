@@ -354,6 +354,10 @@ MISTAKES = [
     (["run", "--threads", "0"], "threads: wanted an integer >= 1, got 0"),
     (["run", "--workers", "0"], "workers: wanted an integer >= 1, got 0"),
     (["run", "--engine", "vmaq"], "engine: wanted one of auto, serial, vmap, got 'vmaq' .did you"),
+    (
+        ["run", "--engine", "vmap", "--model", "resnet20"],
+        "engine: wanted serial .or buffers=frozen. for a model with batch norm, got vmap",
+    ),
     (["run", "--layers", "slow"], "layers: wanted one of fast, plain, got 'slow'"),
     (["run", "--engine", "vmap", "--compile"], "compile: wanted engine serial or auto, got vmap"),
     (["run", "--device", "gpu"], "device: wanted auto, cpu, cuda or cuda:N, got 'gpu'"),

@@ -121,7 +121,7 @@ class AutoEngine:
         seconds = {"serial_seconds": _seconds(self._engine, jobs, anchor)}
         try:
             seconds["vmap_seconds"] = _seconds(other, jobs, anchor)
-        except RuntimeError as error:  # the model does what torch.vmap cannot, or takes the memory
+        except (ConfigError, RuntimeError) as error:  # torch.vmap cannot do it, or memory is short
             self.facts["reason"] = str(error).partition("\n")[0]
             return
         if seconds["vmap_seconds"] < seconds["serial_seconds"]:

@@ -15,6 +15,7 @@ from .augment import check_augment
 from .client import make_clients
 from .config import RunConfig
 from .data import Dataset, load_dataset
+from .engine import make_engine
 from .errors import ConfigError, RunError
 from .landscape import landscape
 from .methods import Method, build_methods, describe
@@ -93,6 +94,8 @@ class Experiment:
             for method in methods.values():
                 model = experiment.initial_model(seed)
                 method.prepare(model, make_clients(dataset, partition), generator(seed, "method"))
+                if config.engine == "vmap":  # no other engine refuses a model
+                    make_engine(model, dataset, config)
         return experiment
 
     def initial_model(self, seed: int) -> torch.nn.Module:

@@ -35,7 +35,7 @@ class VmapEngine:
 
     Raises:
         ConfigError: the model has batch norm in training mode, which would see the samples that
-            batches are filled up with.
+            batches are filled up with; or, in training, it has changed buffers.
     """
 
     def __init__(self, model: FlatModel, dataset: Dataset, config: RunConfig) -> None:
@@ -55,10 +55,16 @@ class VmapEngine:
     def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
         """See `Engine`."""
         plan = _Plans(jobs, self.model, self._dataset, self._config)
+        versions = [buffer._version for buffer in self.model.buffers]
         if self._stack is None or not self._stack.fits(jobs, plan):
             self._stack = None  # its memory is free before the next one's is taken
             self._stack = _Stack(self.model, self._dataset, self._config, jobs, plan)
         values, train_losses = self._stack.train(jobs, plan, anchor)
+        if versions != [buffer._version for buffer in self.model.buffers]:
+            raise ConfigError(
+                "engine: wanted serial (or buffers=frozen) for a model that changes its buffers, "
+                "got vmap, which has one model's buffers for all clients"
+            )
         for job, row, train_loss in zip(jobs, values, train_losses, strict=True):
             yield Trained(State(row, job.start.buffers), train_loss)
 

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from threading import Thread
 from time import sleep
 
 import pytest
@@ -184,6 +185,9 @@ def test_a_worker_for_each_core_but_no_more_than_clients(monkeypatch):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_workers_have_as_many_threads_as_who_asks(threads):
     torch.set_num_threads(threads)
+    other = Thread(target=torch.set_num_threads, args=(3,))  # new threads would have as many
+    other.start()
+    other.join()
     with thread_pool(2) as pool:
         assert list(pool.map(lambda _: torch.get_num_threads(), range(4))) == [threads] * 4
 
@@ -274,9 +278,24 @@ class Branching(nn.Module):
         return self.layer(inputs if inputs.sum() > 0 else -inputs)
 
 
-def test_auto_is_serial_where_vmap_fails(blobs):
-    alone = run(blobs, CONFIG, fl.Ditto(), Branching)
-    chosen = run(blobs, replace(CONFIG, engine="auto"), fl.Ditto(), Branching)
+class Counting(nn.Module):
+    """Changes a buffer in training, of which torch.vmap has one for all clients."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, inputs):
+        if self.training:
+            self.batches += 1
+        return self.layer(inputs)
+
+
+@pytest.mark.parametrize("build", [Branching, Counting])
+def test_auto_is_serial_where_vmap_fails(blobs, build):
+    alone = run(blobs, CONFIG, fl.Ditto(), build)
+    chosen = run(blobs, replace(CONFIG, engine="auto"), fl.Ditto(), build)
     assert_same_bits(chosen, alone)
     reason = chosen.facts.pop("reason")
     assert chosen.facts == alone.facts
