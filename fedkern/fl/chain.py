@@ -265,7 +265,7 @@ def _faster_linear(x: Tensor, weight: Tensor) -> LinearFunction:
     """The faster of torch's linear and oneDNN's for inputs [n, features]."""
     if not x.is_cpu or x.dtype != torch.float32:
         return nn.functional.linear
-    batch = 1 << (len(x) - 1).bit_length()  # an epoch's last batch may have any size
+    batch = 1 << (x.shape[0] - 1).bit_length()  # an epoch's last batch may have any size
     with _MEASURING:
         return _measured_linear(batch, *weight.shape)
 

@@ -70,8 +70,8 @@ class Reader:
         Returns:
             [b, C, H, W] in channels-last memory, or [b, d]: float32 of uint8, else as stored.
         """
-        samples = len(indices)
-        if samples > len(self._chosen):
+        samples = indices.shape[0]
+        if samples > self._chosen.shape[0]:
             self._reserve(samples)
         chosen, inputs = self._chosen[:samples], self._inputs[:samples]
         torch.index_select(self._stored, 0, indices, out=chosen)

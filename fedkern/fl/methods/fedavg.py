@@ -69,7 +69,7 @@ class FedAvg:
             total = total or [_zeros_like(tensor) for tensor in tensors]
             for summed, tensor in zip(total, tensors, strict=True):
                 if tensor.is_floating_point():
-                    summed.add_(tensor, alpha=weight)
+                    summed.add_(tensor.to(summed.dtype), alpha=weight)
                 else:
                     torch.maximum(summed, tensor, out=summed)
             train_loss = train_loss + update.train_loss * update.num_samples
