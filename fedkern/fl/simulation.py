@@ -62,15 +62,17 @@ def simulate(
 ) -> Iterator[Round]:
     """Runs federated learning and yields each round as it ends.
 
-    The same arguments and number of threads give the same bits. To compare methods, pass each the
-    same data, config and initial model: then each sees the same clients and batches.
+    The same arguments and number of threads give the same bits, whatever the number of workers. (A
+    model that draws random numbers in training, as dropout, takes them from torch's generator: seed
+    that, and use one worker.) To compare methods, pass each the same data, config and initial
+    model: then each sees the same clients and batches.
 
     Args:
         method: trains clients and aggregates their updates.
         model: the initial global model, on the device of the clients' data set. It is made the
             method's and trained in place: at every yield it holds the global model.
         clients: at least one, new ones for every run: their states are filled as it goes.
-        config: rounds, clients_per_round, eval_every, seed, and the settings of `local_sgd`.
+        config: rounds, clients_per_round, eval_every, seed, the engine's and training's settings.
 
     Raises:
         ConfigError: the method cannot work with the model or the clients; before the first round.

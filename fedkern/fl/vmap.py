@@ -43,7 +43,7 @@ class VmapEngine:
         self.facts: dict[str, Any] = {"engine": "vmap"}
         self._dataset = dataset
         self._config = config
-        self._stack: _Stack | None = None
+        self._stacks: list[_Stack] = []
         start_training(model.module, config.buffers)
         for module in model.module.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
@@ -53,13 +53,15 @@ class VmapEngine:
                 )
 
     def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
-        """See `Engine`."""
+        """See `Engine`. More jobs than a round has clients are trained in parts of that size."""
+        size = self._config.clients_per_round
+        for first in range(0, len(jobs), size):
+            yield from self._train(jobs[first : first + size], anchor)
+
+    def _train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
         plan = _Plans(jobs, self.model, self._dataset, self._config)
         versions = [buffer._version for buffer in self.model.buffers]
-        if self._stack is None or not self._stack.fits(jobs, plan):
-            self._stack = None  # its memory is free before the next one's is taken
-            self._stack = _Stack(self.model, self._dataset, self._config, jobs, plan)
-        values, train_losses = self._stack.train(jobs, plan, anchor)
+        values, train_losses = self._stack_for(jobs, plan).train(jobs, plan, anchor)
         if versions != [buffer._version for buffer in self.model.buffers]:
             raise ConfigError(
                 "engine: wanted serial (or buffers=frozen) for a model that changes its buffers, "
@@ -67,6 +69,17 @@ class VmapEngine:
             )
         for job, row, train_loss in zip(jobs, values, train_losses, strict=True):
             yield Trained(State(row, job.start.buffers), train_loss)
+
+    def _stack_for(self, jobs: Sequence[Job], plan: _Plans) -> _Stack:
+        """A stack for each kind of work: the shared models of a round, and the clients' own."""
+        stack = next((s for s in self._stacks if s.serves(jobs[0].work)), None)
+        if stack is None or not stack.fits(jobs, plan):
+            if stack is not None:
+                self._stacks.remove(stack)
+                del stack  # its memory is free before the next one's is taken
+            stack = _Stack(self.model, self._dataset, self._config, jobs, plan)
+            self._stacks.append(stack)
+        return stack
 
 
 class _Plans:
@@ -156,13 +169,13 @@ class _Stack:
         if model.values.is_cuda:
             self._capture(jobs, plan, self._anchor)
 
+    def serves(self, work: LocalWork) -> bool:
+        """Whether it is this kind of work; clients and their subregions may be others."""
+        return (work.loss, work.pull) == (self._work.loss, self._work.pull)
+
     def fits(self, jobs: Sequence[Job], plan: _Plans) -> bool:
-        """Whether these jobs can be trained here: as many, of the same work, in no more steps."""
-        return (
-            len(jobs) == len(self._values)
-            and _alike(jobs[0].work, self._work)
-            and len(plan.order) <= len(self._plan.order)
-        )
+        """Whether these jobs have its size: as many, in no more steps."""
+        return len(jobs) == len(self._values) and len(plan.order) <= len(self._plan.order)
 
     def train(self, jobs: Sequence[Job], plan: _Plans, anchor: Tensor) -> tuple[Tensor, Tensor]:
         """Trains all jobs; the values they end with, [K, P], and their training losses, [K]."""
@@ -271,7 +284,3 @@ class _Stack:
 def _class_counts(jobs: Sequence[Job]) -> Tensor | None:
     counts = [job.work.loss.class_counts(job.client) for job in jobs]
     return None if counts[0] is None else torch.stack(counts)  # type: ignore[arg-type]
-
-
-def _alike(work: LocalWork, other: LocalWork) -> bool:
-    return (work.loss, work.pull) == (other.loss, other.pull)

@@ -178,7 +178,7 @@ def test_a_worker_for_each_core_but_no_more_than_clients(monkeypatch):
     assert num_workers(config, torch.device("cuda")) == 1
     assert num_workers(replace(config, workers=9), CPU) == 9
     assert num_workers(replace(config, workers=1), torch.device("cuda")) == 1
-    with pytest.raises(fl.ConfigError, match="^workers: wanted 1 on a GPU .*, got 2$"):
+    with pytest.raises(fl.ConfigError, match=r"^workers: wanted 1 on a GPU .*, got 2$"):
         num_workers(replace(config, workers=2), torch.device("cuda"))
 
 

@@ -274,6 +274,17 @@ def test_rounds_alike_share_a_stack(blobs64, built):
     assert built == [4]
 
 
+def test_shared_and_personal_models_have_a_stack_each(blobs64, built):
+    assert_engines_agree(blobs64, replace(CONFIG, partition="iid", rounds=4), fl.Ditto())
+    assert built == [4, 4]
+
+
+def test_statistics_of_all_clients_are_taken_a_rounds_size_at_a_time(blobs64, built):
+    config = replace(CONFIG, partition="iid", rounds=2)
+    assert_engines_agree(blobs64, config, fl.Floco(endpoints=2, tau=2))
+    assert max(built) == config.clients_per_round
+
+
 def jobs_of(engine, dataset, sizes, work=None):
     places = torch.arange(len(dataset.y_train), device=dataset.y_train.device)
     return [
@@ -370,7 +381,7 @@ def test_cuda_replays_a_graph_and_waits_for_nothing(blobs, augment, on_simplex):
     jobs = jobs_of(engine, dataset, [100, 90, 50], work)
     anchor = engine.model.values.clone()
     first = [result.state.values.clone() for result in engine.train(jobs, anchor)]
-    stack = engine._stack
+    (stack,) = engine._stacks
     assert stack._graph is not None
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -378,7 +389,7 @@ def test_cuda_replays_a_graph_and_waits_for_nothing(blobs, augment, on_simplex):
         second = [result.state.values.clone() for result in engine.train(jobs, anchor)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert engine._stack is stack
+    assert engine._stacks == [stack]
     assert not torch.equal(first[0], jobs[0].start.values)
     torch.testing.assert_close(first, second)
 
@@ -396,4 +407,4 @@ def test_each_step_of_each_client_has_its_own_dropout(blobs, device):
     # The same data in the same order: without dropout they would differ by rounding at most.
     for k, values in enumerate(ends):
         assert all((values - other).abs().max() > 1e-3 for other in ends[:k])
-    assert device == "cpu" or engine._stack._graph is not None
+    assert device == "cpu" or engine._stacks[0]._graph is not None
