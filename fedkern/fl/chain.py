@@ -162,10 +162,13 @@ class _Parameters:
 
 
 class _Linear(_Parameters):
+    shape = torch.Size()
+
     def forward(self, x: Tensor) -> Tensor:
-        self.shape = x.shape
         self.input = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-        self.linear = _faster_linear(self.input, self.weight)
+        if x.shape != self.shape:
+            self.shape = x.shape
+            self.linear = _faster_linear(self.input, self.weight)
         output = self.linear(self.input, self.weight, self.bias)
         return output if x.dim() == 2 else output.view(*x.shape[:-1], -1)
 

@@ -60,6 +60,8 @@ class Reader:
         self._chosen = self._inputs = self._stored.new_empty(shape)
         if self._stored.dtype == torch.uint8:
             self._inputs = self._stored.new_empty(shape, dtype=torch.float32)
+        # By the number of samples: where they are chosen, converted, and what is handed out.
+        self._views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __call__(self, indices: Tensor) -> Tensor:
         """The inputs at some positions.
@@ -73,12 +75,16 @@ class Reader:
         samples = indices.shape[0]
         if samples > self._chosen.shape[0]:
             self._reserve(samples)
-        chosen, inputs = self._chosen[:samples], self._inputs[:samples]
+        if samples not in self._views:
+            inputs = self._inputs[:samples]
+            shown = inputs.permute(0, 3, 1, 2) if inputs.ndim == 4 else inputs
+            self._views[samples] = self._chosen[:samples], inputs, shown
+        chosen, inputs, shown = self._views[samples]
         torch.index_select(self._stored, 0, indices, out=chosen)
         if inputs.dtype != chosen.dtype:
             # Not torch.div with out: on the CPU that converts into new memory, then divides.
             inputs.copy_(chosen).div_(self._divisor)
-        return inputs.permute(0, 3, 1, 2) if inputs.ndim == 4 else inputs
+        return shown
 
 
 def sent(host: Tensor, device: torch.device) -> Tensor:

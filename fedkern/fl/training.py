@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkern import simplex
@@ -146,9 +146,13 @@ class Trainer:
         labels = self._targets.index_select(0, plan.order.flatten())
         loss, class_counts = job.work.loss, job.work.loss.class_counts(job.client)
         model.load(job.start)
-        model.gradients.zero_()
+        if self._chain is None:
+            model.gradients.zero_()
         if self._momentum is not None:
             self._momentum.zero_()
+        sgd_step = sgd_for(
+            job.work, config, anchor, self._momentum, zero_gradients=self._chain is None
+        )
         start_training(model.module, config.buffers)
         logits = []
         with model.interpolated():
@@ -157,19 +161,11 @@ class Trainer:
                 if alpha is not None:
                     model.stand_at(alpha)
                 logits.append(self._backward(inputs, targets, loss, class_counts))
-                sgd_step(
-                    model.values,
-                    model.gradients,
-                    self._momentum,
-                    anchor if job.work.pull else None,
-                    alpha,
-                    None,
-                    config,
-                    job.work.pull,
-                    zero_gradients=self._chain is None,
-                )
+                sgd_step(model.values, model.gradients, alpha=alpha)
         # Once a job, for a second loss at every batch would cost as much as the first.
-        return Trained(model.state, F.cross_entropy(torch.cat(logits), labels))
+        plain = CrossEntropy()
+        train_loss = plain(torch.cat(logits), labels, plain.class_counts(job.client))
+        return Trained(model.state, train_loss)
 
     def warm_up(self) -> None:
         """Compiles, on a batch of samples that is then forgotten."""
@@ -209,31 +205,24 @@ class Trainer:
         return logits.detach()
 
 
-def sgd_step(
-    values: Tensor,
-    gradients: Tensor,
-    momentum: Tensor | None,
-    anchor: Tensor | None,
-    alpha: Tensor | None,
-    active: Tensor | None,
+def sgd_for(
+    work: LocalWork,
     config: RunConfig,
-    pull: float,
+    anchor: Tensor,
+    momentum_buffer: Tensor | None,
     *,
     zero_gradients: bool,
-) -> None:
-    """A step of SGD with the run's settings, on one model or on several."""
-    sgd_step_(
-        values,
-        gradients,
-        momentum_buffer=momentum,
-        anchor=anchor,
-        alpha=alpha,
-        active=active,
+) -> Callable[..., None]:
+    """`fedkern.optim.sgd_step_` with a run's settings, for one model or for several."""
+    return partial(
+        sgd_step_,
         lr=config.lr,
+        momentum_buffer=momentum_buffer,
+        anchor=anchor if work.pull else None,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         max_norm=config.clip,
-        pull=pull,
+        pull=work.pull,
         zero_grad=zero_gradients,
     )
 

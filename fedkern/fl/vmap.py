@@ -25,7 +25,7 @@ from .data import Dataset
 from .errors import ConfigError
 from .flat import FlatModel, State
 from .reading import Reader, sent
-from .training import Job, LocalWork, Plan, Trained, sgd_step, start_training
+from .training import Job, LocalWork, Plan, Trained, sgd_for, start_training
 
 IGNORED = -100  # the target of a sample that counts for nothing
 
@@ -149,6 +149,9 @@ class _Stack:
         self._gradients = model.values.new_zeros(k, layout.num_gradients)
         self._momentum = torch.zeros_like(self._values) if config.momentum else None
         self._anchor = torch.empty_like(model.values)
+        self._sgd_step = sgd_for(
+            self._work, config, self._anchor, self._momentum, zero_gradients=False
+        )
         self._interpolated = self._gradients[:, layout.num_plain :].clone()
         self._parameters = layout.plain(self._values)
         self._weights = layout.weights(self._interpolated)
@@ -207,7 +210,7 @@ class _Stack:
                     getattr(self._plan, name)[: len(values)].copy_(values)
 
     def _do_step(self) -> None:
-        config, plan = self._config, self._plan
+        plan = self._plan
 
         def now(values: Tensor) -> Tensor:
             return values.index_select(0, self._step).squeeze(0)
@@ -229,17 +232,7 @@ class _Stack:
         losses = torch.vmap(self._work.loss, in_dims)(logits, targets, self._counts)
         gradients = torch.autograd.grad(losses.sum(), self._leaves, materialize_grads=True)
         torch._foreach_copy_(self._leaf_gradients, gradients)
-        sgd_step(
-            self._values,
-            self._gradients,
-            self._momentum,
-            self._anchor if self._work.pull else None,
-            alpha,
-            now(plan.active),
-            config,
-            self._work.pull,
-            zero_gradients=False,
-        )
+        self._sgd_step(self._values, self._gradients, alpha=alpha, active=now(plan.active))
         plain = F.cross_entropy(
             logits.detach().flatten(0, 1).float(),
             targets.flatten(),
