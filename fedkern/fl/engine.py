@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from copy import deepcopy
-from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -20,7 +16,7 @@ from .flat import FlatModel
 from .heap import keep_freed_memory
 from .training import Job, Trained, Trainer
 from .vmap import VmapEngine
-from .workers import num_workers, thread_pool
+from .workers import make_workers, num_workers
 
 
 class Engine(Protocol):
@@ -42,55 +38,28 @@ class Engine(Protocol):
 
 
 class SerialEngine:
-    """A client after the other, or side by side in several threads: the same bits.
-
-    Each thread has a model of its own; they share data and clients. Of a round's results no more
-    than two a thread are in memory.
-    """
+    """A client after the other, or side by side in several workers: the same bits."""
 
     def __init__(self, model: FlatModel, dataset: Dataset, config: RunConfig) -> None:
         self.model = model
         workers = num_workers(config, model.values.device)
-        models = [model, *(FlatModel(deepcopy(model.module)) for _ in range(workers - 1))]
-        self._trainers = [Trainer(model, dataset, config) for model in models]
         self.facts = {"engine": "serial", "workers": workers}
+        started = perf_counter()
         if config.compile:
-            started = perf_counter()
             # For a process with many runs: torch compiles no more than eight models of a kind.
             torch.compiler.reset()
-            for trainer in self._trainers:
-                trainer.warm_up()
+        self._trainer = Trainer(model, dataset, config)
+        self._workers = (
+            make_workers(self._trainer, workers, dataset, config) if workers > 1 else None
+        )
+        if config.compile:
             self.facts["compile_seconds"] = perf_counter() - started
 
     def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
         """See `Engine`."""
-        if len(self._trainers) == 1 or len(jobs) == 1:
-            for job in jobs:
-                yield self._trainers[0].train(job, anchor)
-            return
-        idle: SimpleQueue[Trainer] = SimpleQueue()
-        for trainer in self._trainers:
-            idle.put(trainer)
-
-        def train(job: Job) -> Trained:
-            trainer = idle.get()
-            try:
-                state, train_loss = trainer.train(job, anchor)
-                return Trained(state.copy(), train_loss)
-            finally:
-                idle.put(trainer)
-
-        pool = thread_pool(len(self._trainers))
-        try:
-            waiting: deque[Future[Trained]] = deque()
-            for job in jobs:
-                waiting.append(pool.submit(train, job))
-                if len(waiting) == 2 * len(self._trainers):
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        if self._workers is None or len(jobs) == 1:
+            return (self._trainer.train(job, anchor) for job in jobs)
+        return self._workers.train(jobs, anchor)
 
 
 class AutoEngine:

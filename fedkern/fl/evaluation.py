@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .reading import Reader
-from .workers import thread_pool
+from .threads import thread_pool
 
 # Samples a forward pass, measured on one thread of a CPU: with 1000 ResNet-20 takes twice as long
 # and Floco's CNN a quarter longer, with 100 the MLP a tenth.

@@ -133,6 +133,13 @@ class Trainer:
         self._chain = Chain.of(model) if config.layers == "fast" and not config.compile else None
         # Batches of other sizes, an epoch's last, would be compiled anew.
         self._compiled = torch.compile(model.module) if config.compile else None
+        if config.compile:
+            self._warm_up()
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether the model is a chain of layers that is run without autograd."""
+        return self._chain is not None
 
     def train(self, job: Job, anchor: Tensor) -> Trained:
         """Does a job, in place.
@@ -167,7 +174,7 @@ class Trainer:
         train_loss = plain(torch.cat(logits), labels, plain.class_counts(job.client))
         return Trained(model.state, train_loss)
 
-    def warm_up(self) -> None:
+    def _warm_up(self) -> None:
         """Compiles, on a batch of samples that is then forgotten."""
         model, before = self.model, self.model.state.copy()
         first = torch.arange(self._config.batch_size, device=model.values.device)

@@ -1,6 +1,7 @@
 """Engines: workers change no bit, auto takes what is faster."""
 
 import os
+import signal
 from dataclasses import replace
 from threading import Thread
 from time import sleep
@@ -15,9 +16,10 @@ from fedkern.fl import engine as engines
 from fedkern.fl import heap
 from fedkern.fl.engine import AutoEngine, SerialEngine, make_engine
 from fedkern.fl.flat import FlatModel, State
+from fedkern.fl.threads import thread_pool
 from fedkern.fl.training import Job, LocalWork
 from fedkern.fl.vmap import VmapEngine
-from fedkern.fl.workers import num_workers, thread_pool
+from fedkern.fl.workers import _Forked, num_workers
 from fedkern.nn import simplexify, subregion
 
 CONFIG = fl.RunConfig(
@@ -148,8 +150,55 @@ def test_results_that_no_one_asks_for_are_no_hindrance(blobs):
     assert torch.equal(trained(engine, jobs)[0], first)
 
 
-def test_two_results_a_worker_are_in_memory(blobs, monkeypatch):
+def test_two_results_a_process_are_in_memory(blobs, monkeypatch):
     engine = SerialEngine(FlatModel(drawn(nn.Linear(6, 4))), blobs, replace(CONFIG, workers=2))
+    jobs = jobs_of(engine.model, blobs, clients=24)
+    received = []
+    receive = _Forked.receive
+    monkeypatch.setattr(_Forked, "receive", lambda self: received.append(1) or receive(self))
+    for given, _ in enumerate(engine.train(jobs, jobs[0].start.values), 1):
+        assert given <= len(received) <= given + 3
+
+
+@pytest.mark.parametrize("own_start", [False, True])
+def test_processes_start_from_what_they_are_given(blobs, own_start):
+    """From the anchor, or a state of the client's own, which goes to the process with the job."""
+    ends = []
+    for workers in (1, 2):
+        config = replace(CONFIG, workers=workers)
+        engine = SerialEngine(FlatModel(drawn(nn.Linear(6, 4))), blobs, config)
+        jobs = jobs_of(engine.model, blobs)
+        anchor = jobs[0].start.values
+        for k, job in enumerate(jobs):
+            start = State(anchor + k, []) if own_start else State(anchor, [])
+            jobs[k] = job._replace(start=start)
+        ends.append([r.state.values.clone() for r in engine.train(jobs, anchor)])
+    assert all(map(torch.equal, *ends))
+
+
+def test_a_process_that_dies_ends_the_run_with_a_reason(blobs):
+    engine = SerialEngine(FlatModel(drawn(nn.Linear(6, 4))), blobs, replace(CONFIG, workers=2))
+    jobs = jobs_of(engine.model, blobs)
+    process = engine._workers._all[0]._process
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with pytest.raises(fl.RunError, match=r"^workers: .* exit code -9"):
+        trained(engine, jobs)
+
+
+def test_processes_end_with_their_engine(blobs):
+    engine = SerialEngine(FlatModel(drawn(nn.Linear(6, 4))), blobs, replace(CONFIG, workers=3))
+    processes = [worker._process for worker in engine._workers._all]
+    assert all(process.is_alive() for process in processes)
+    del engine
+    for process in processes:
+        process.join(10)
+        assert process.exitcode == 0
+
+
+def test_two_results_a_thread_are_in_memory(blobs, monkeypatch):
+    config = replace(CONFIG, workers=2, layers="plain")
+    engine = SerialEngine(FlatModel(drawn(nn.Linear(6, 4))), blobs, config)
     jobs = jobs_of(engine.model, blobs, clients=24)
     made = []
     copy = State.copy
