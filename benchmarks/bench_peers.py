@@ -1,7 +1,7 @@
 """Rounds of fedkern beside Flower's Ray simulation and Apple's pfl-research.
 
 What is trained is in peers/task.py; the scripts there run a block of rounds each, in a process of
-its own, on one thread. Blocks of a peer and of fedkern take turns.
+its own, on one thread a worker. Blocks of a peer and of fedkern take turns.
 
 `pip install '.[peers]'` installs the peers, `make bench ARGS="-k peers"` runs it. Medians and
 ratios are printed and kept.
@@ -26,11 +26,14 @@ THREADS = 1
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}  # nothing is sent anywhere
 
 
-def block(framework: str) -> dict[str, Any]:
+def block(framework: str, workers: int) -> dict[str, Any]:
     """What a framework's script answers."""
     script = SCRIPTS / f"{framework}_round.py"
+    options = ["--threads", str(THREADS)]
+    if workers > 1:
+        options += ["--workers", str(workers)]
     done = subprocess.run(
-        [sys.executable, str(script), "--threads", str(THREADS)],
+        [sys.executable, str(script), *options],
         env={**os.environ, **QUIET},
         capture_output=True,
         text=True,
@@ -41,7 +44,9 @@ def block(framework: str) -> dict[str, Any]:
     return answer
 
 
-def row(blocks: list[dict[str, Any]], fedkerns: list[dict[str, Any]]) -> dict[str, Any]:
+def row(
+    blocks: list[dict[str, Any]], fedkerns: list[dict[str, Any]], workers: int
+) -> dict[str, Any]:
     """A framework's medians; each of its blocks is compared with the one of fedkern's beside it."""
     ratios = [
         one["median_seconds"] / other["median_seconds"]
@@ -51,24 +56,25 @@ def row(blocks: list[dict[str, Any]], fedkerns: list[dict[str, Any]]) -> dict[st
         "variant": blocks[0]["framework"],
         "version": blocks[0]["version"],
         "threads": THREADS,
+        "workers": workers,
         "median_seconds": median(second for one in blocks for second in one["seconds"]),
         "times_fedkern": median(ratios),
         "final_accuracy": blocks[0]["final_accuracy"],
     }
 
 
-@pytest.mark.parametrize("peer", PEERS)
-def test_peers(peer: str) -> None:
+@pytest.mark.parametrize(("peer", "workers"), [("flower", 1), ("flower", 2), ("pfl", 1)])
+def test_peers(peer: str, workers: int) -> None:
     if not os.environ.get("FEDKERN_DATA"):
         pytest.skip("needs MNIST in the folder that FEDKERN_DATA names")
     missing = [package for package in PEERS[peer] if find_spec(package) is None]
     if missing:
         pytest.skip(f"{peer} needs {', '.join(missing)}: pip install '.[peers]'")
-    pairs = [(block(peer), block("fedkern")) for _ in range(REPEATS)]
+    pairs = [(block(peer, workers), block("fedkern", workers)) for _ in range(REPEATS)]
     peers, fedkerns = map(list, zip(*pairs, strict=True))
-    rows = [row(peers, fedkerns), row(fedkerns, fedkerns)]
+    rows = [row(peers, fedkerns, workers), row(fedkerns, fedkerns, workers)]
 
-    print(f"\na round of MNIST, {THREADS} thread(s)")
+    print(f"\na round of MNIST, {workers} worker(s) of {THREADS} thread(s)")
     for one in rows:
         name = f"{one['variant']} {one['version']}"
         print(

@@ -11,11 +11,14 @@ from fedkern import fl
 
 
 def main() -> None:
-    options = task.arguments(__doc__).parse_args()
+    parser = task.arguments(__doc__)
+    parser.add_argument("--workers", type=int, default=1, help="processes that train clients")
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     total = options.warm_up + options.rounds
     # One more round, never asked for: the last one is always evaluated.
-    config = replace(task.CONFIG, rounds=total + 1, eval_every=total + 1, workers=1)
+    never = total + 1
+    config = replace(task.CONFIG, rounds=never, eval_every=never, workers=options.workers)
     model = task.new_model()
     run = fl.simulate(fl.FedAvg(), model, task.clients(), config)
     ends = []
