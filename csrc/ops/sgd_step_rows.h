@@ -66,4 +66,16 @@ struct SgdStepRows {
   }
 };
 
+// Calls run(alpha, first) for each endpoint that shares a piece's gradients, `first` its first
+// parameter's place in the row; once, for an alpha of 1, where nothing is shared.
+template <typename scalar_t, typename Run>
+FEDKERN_HOST_DEVICE void for_each_endpoint(const SgdStepRow<scalar_t>& row,
+                                           const SgdStepSizes& sizes, const SgdStepPiece& piece,
+                                           const Run& run) {
+  if (piece.endpoints == 0) run(accumulate_t<scalar_t>(1), piece.first);
+  for (int64_t m = 0; m < piece.endpoints; ++m) {
+    run(row.alpha[m], piece.first + m * sizes.endpoint);
+  }
+}
+
 }  // namespace fedkern

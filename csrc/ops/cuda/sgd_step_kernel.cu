@@ -39,17 +39,6 @@ __device__ bool fits_vectors(const SgdStepRow<scalar_t>& row, const SgdStepSizes
          0;
 }
 
-// Calls run(alpha, first) for each endpoint that shares a piece's gradients, `first` its first
-// parameter's place in the row; once, for an alpha of 1, where nothing is shared.
-template <typename scalar_t, typename Run>
-__device__ void for_each_endpoint(const SgdStepRow<scalar_t>& row, const SgdStepSizes& sizes,
-                                  const SgdStepPiece& piece, const Run& run) {
-  if (piece.endpoints == 0) run(accumulate_t<scalar_t>(1), piece.first);
-  for (int64_t m = 0; m < piece.endpoints; ++m) {
-    run(row.alpha[m], piece.first + m * sizes.endpoint);
-  }
-}
-
 // ---- launch 1: the norm ------------------------------------------------------------------------
 
 template <bool kVectors, typename scalar_t>
