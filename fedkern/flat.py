@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,7 @@ class FlatParameters:
         """The parts of a tensor like `values` that are the parameters', in their shapes."""
         result, offset = [], 0
         for p in self.parameters:
-            part = flat.as_strided(p.shape, p.stride(), flat.storage_offset() + offset)
-            result.append(part)
+            result.append(view_in(flat, offset, p.shape, p.stride()))
             offset += p.numel()
         return result
 
@@ -118,6 +117,15 @@ class FlatParameters:
                     "its memory with another: give it once"
                 )
             seen.add(p.data_ptr())
+
+
+def view_in(rows: Tensor, offset: int, shape: Sequence[int], strides: Sequence[int]) -> Tensor:
+    """What lies from an offset on in flat rows [..., P], as a tensor [..., *shape]."""
+    return rows.as_strided(
+        (*rows.shape[:-1], *shape),
+        (*rows.stride()[:-1], *strides),
+        rows.storage_offset() + offset,
+    )
 
 
 def _is_dense(tensor: Tensor) -> bool:

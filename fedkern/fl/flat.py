@@ -6,13 +6,14 @@ buffer, whatever the number of layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fedkern.flat import view_in
 from fedkern.nn import endpoint_parameters, interpolated
 
 from .errors import ConfigError
@@ -74,18 +75,18 @@ class Layout:
         # A parameter's strides in its own memory, without gaps.
         self._plain: dict[str, tuple[int, torch.Size, tuple[int, ...]]] = {}
         self._weights: dict[str, tuple[int, torch.Size, tuple[int, ...]]] = {}
+        names = {id(p): name for name, p in trained.items()}
+        shared = 0
+        for theta in endpoints:
+            strides = torch.empty(theta.shape[1:], device="meta").stride()
+            self._weights[names[id(theta)]] = (shared, theta.shape[1:], strides)
+            shared += theta[0].numel()
         size = 0
-        names = {id(theta) for theta in endpoints}
         for name, p in trained.items():
-            if id(p) not in names:
+            if name not in self._weights:
                 self._plain[name] = (size, p.shape, torch.empty_like(p, device="meta").stride())
                 size += p.numel()
-        self.num_plain, shared = size, 0
-        for theta in endpoints:
-            name = next(name for name, p in trained.items() if p is theta)
-            strides = torch.empty(theta.shape[1:], device="meta").stride()
-            self._weights[name] = (shared, theta.shape[1:], strides)
-            shared += theta[0].numel()
+        self.num_plain = size
         self._size_of_endpoint = shared
         self.num_values = size + self.num_endpoints * shared
         self.num_gradients = size + shared
@@ -96,29 +97,21 @@ class Layout:
         for name, (offset, shape, strides) in self._weights.items():
             shape = torch.Size((self.num_endpoints, *shape))
             strides = (self._size_of_endpoint, *strides)
-            views[name] = _view(values, self.num_plain + offset, shape, strides)
+            views[name] = view_in(values, self.num_plain + offset, shape, strides)
         return views
 
     def plain(self, rows: Tensor) -> dict[str, Tensor]:
         """What belongs to the plain parameters in rows of values or of gradients."""
-        return {name: _view(rows, *where) for name, where in self._plain.items()}
+        return {name: view_in(rows, *where) for name, where in self._plain.items()}
 
     def weights(self, rows: Tensor) -> list[Tensor]:
         """The simplex layers' interpolated weights, or their gradients, in rows [..., D]."""
-        return [_view(rows, *where) for where in self._weights.values()]
+        return [view_in(rows, *where) for where in self._weights.values()]
 
     def endpoints(self, values: Tensor) -> Tensor:
         """The endpoints of rows of values: [..., M, D]."""
         shape = (self.num_endpoints, self._size_of_endpoint)
         return torch.unflatten(values[..., self.num_plain :], -1, shape)
-
-
-def _view(rows: Tensor, offset: int, shape: torch.Size, strides: Sequence[int]) -> Tensor:
-    return rows.as_strided(
-        (*rows.shape[:-1], *shape),
-        (*rows.stride()[:-1], *strides),
-        rows.storage_offset() + offset,
-    )
 
 
 class FlatModel:

@@ -176,7 +176,7 @@ def _personal_logits(method: Method, model: FlatModel, client: Client, shared: T
         return shared
     with ExitStack() as own:
         if buffers is not None:
-            own.enter_context(model.holding(State(model.values.clone(), buffers)))
+            own.enter_context(model.holding(State(model.values, buffers)))
         if personal is not None:
             own.enter_context(personal)
         return predict(model.module, client.dataset.x_test, client.test_indices)
