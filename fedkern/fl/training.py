@@ -141,6 +141,18 @@ class Trainer:
         """Whether the model is a chain of layers that is run without autograd."""
         return self._chain is not None
 
+    def settle(self) -> None:
+        """Lets a chain choose its layers' implementations now, for batches of any size.
+
+        Processes that are forked later then have the same choices, and the same bits.
+        """
+        if self._chain is not None:
+            size = 1
+            while size < 2 * self._config.batch_size:  # a choice holds up to a power of two
+                first = torch.arange(size, device=self._targets.device) % len(self._targets)
+                self._chain.forward(self._reader(first))
+                size *= 2
+
     def train(self, job: Job, anchor: Tensor) -> Trained:
         """Does a job, in place.
 

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
 from multiprocessing import get_context
@@ -30,7 +30,6 @@ from .config import RunConfig
 from .data import Dataset
 from .errors import ConfigError, RunError
 from .flat import FlatModel, State
-from .threads import thread_pool
 from .training import Job, Trained, Trainer
 
 
@@ -47,6 +46,7 @@ def make_workers(trainer: Trainer, count: int, dataset: Dataset, config: RunConf
     A forked process must not use several threads of torch, nor autograd where there is a GPU.
     """
     if trainer.is_chain and torch.get_num_threads() == 1 and sys.platform == "linux":
+        trainer.settle()
         return ForkedWorkers(trainer, count, dataset)
     copies = [FlatModel(deepcopy(trainer.model.module)) for _ in range(count - 1)]
     return ThreadWorkers([trainer, *(Trainer(model, dataset, config) for model in copies)])
@@ -86,6 +86,12 @@ class ThreadWorkers:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def thread_pool(workers: int) -> ThreadPoolExecutor:
+    """Threads in which torch's operators use as many threads as in this one."""
+    # A new thread's number of them is that of the machine's cores.
+    return ThreadPoolExecutor(workers, "worker", torch.set_num_threads, (torch.get_num_threads(),))
 
 
 # ---- processes -----------------------------------------------------------------------------------

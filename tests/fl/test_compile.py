@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from whole_runs import assert_close, assert_same_bits, drawn, run
+from whole_runs import SMALL, assert_close, assert_same_bits, drawn, run
 
 from fedkern import fl
 from fedkern.fl.engine import SerialEngine
@@ -18,16 +18,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 # Of 40 samples in batches of 16: the last batch of 8 is not compiled.
-CONFIG = fl.RunConfig(
-    clients=6,
-    clients_per_round=3,
-    rounds=2,
-    local_epochs=2,
-    batch_size=16,
-    partition="iid",
-    workers=1,
-    compile=True,
-)
+CONFIG = replace(SMALL, clients_per_round=3, rounds=2, partition="iid", compile=True)
 
 
 def normed():

@@ -8,30 +8,22 @@ from time import sleep
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
-from whole_runs import assert_same_bits, drawn, run
+from whole_runs import SMALL, assert_same_bits, drawn, run
 
 from fedkern import fl
+from fedkern.fl import chain as chain_module
 from fedkern.fl import engine as engines
 from fedkern.fl import heap
 from fedkern.fl.engine import AutoEngine, SerialEngine, make_engine
 from fedkern.fl.flat import FlatModel, State
-from fedkern.fl.threads import thread_pool
 from fedkern.fl.training import Job, LocalWork
 from fedkern.fl.vmap import VmapEngine
-from fedkern.fl.workers import _Forked, num_workers
+from fedkern.fl.workers import _Forked, num_workers, thread_pool
 from fedkern.nn import simplexify, subregion
 
-CONFIG = fl.RunConfig(
-    clients=6,
-    clients_per_round=4,
-    rounds=3,
-    local_epochs=2,
-    batch_size=16,
-    momentum=0.5,
-    partition="shards",
-    workers=1,
-)
+CONFIG = replace(SMALL, momentum=0.5)
 CPU = torch.device("cpu")
 
 
@@ -184,6 +176,21 @@ def test_a_process_that_dies_ends_the_run_with_a_reason(blobs):
     process.join()
     with pytest.raises(fl.RunError, match=r"^workers: .* exit code -9"):
         trained(engine, jobs)
+
+
+def test_processes_have_the_choices_of_who_forked_them(blobs, monkeypatch):
+    """Each would measure by itself else, and might find another linear layer the faster one."""
+    asked = []
+    monkeypatch.setattr(
+        chain_module, "_measured_linear", lambda *key: asked.append(key) or F.linear
+    )
+    config = replace(CONFIG, workers=2, batch_size=20)
+    SerialEngine(FlatModel(drawn(nn.Linear(6, 4))), blobs, config)
+    for batch in range(1, 21):
+        layer = torch.zeros(batch, 6), torch.zeros(4, 6)
+        settled = set(asked)
+        chain_module._faster_linear(*layer)
+        assert set(asked) == settled
 
 
 def test_processes_end_with_their_engine(blobs):

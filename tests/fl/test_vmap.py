@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from whole_runs import assert_close, drawn, run
+from whole_runs import SMALL, assert_close, drawn, run
 
 from fedkern import fl
 from fedkern.fl import vmap
@@ -15,16 +15,7 @@ from fedkern.fl.training import Job, LocalWork
 from fedkern.fl.vmap import VmapEngine
 from fedkern.nn import simplexify
 
-CONFIG = fl.RunConfig(
-    clients=6,
-    clients_per_round=4,
-    rounds=3,
-    local_epochs=2,
-    batch_size=16,
-    lr=0.2,
-    partition="shards",
-    workers=1,
-)
+CONFIG = replace(SMALL, lr=0.2)
 # Clients with a sample, with fewer than a batch of 16, with a whole batch, and with a last batch
 # of 1; and one without any data.
 UNEVEN = [1, 10, 16, 0, 49, 164]

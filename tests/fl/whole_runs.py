@@ -11,6 +11,17 @@ from torch import Tensor, nn
 
 from fedkern import fl
 
+# Small clients, several epochs, in batches that do not divide them.
+SMALL = fl.RunConfig(
+    clients=6,
+    clients_per_round=4,
+    rounds=3,
+    local_epochs=2,
+    batch_size=16,
+    partition="shards",
+    workers=1,
+)
+
 
 class Run(NamedTuple):
     """What is reported but for times, all numbers at the end, and the engine's facts."""
