@@ -1,10 +1,12 @@
-// The operators' schemas, one a line, and the Python module that says how it was built.
+// The operators' schemas, one a line, and the Python module: how it was built, and what is called
+// without a schema.
 
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include "build_facts.h"
+#include "chain/chain.h"
 #include "common/cpu_capability.h"
 #include "ops/calibrated_ce.h"
 #include "ops/sgd_step.h"
@@ -46,4 +48,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("simplex_sample", torch::wrap_pybind_function_no_gil(fedkern::call_simplex_sample));
   m.def("simplex_sample_ball",
         torch::wrap_pybind_function_no_gil(fedkern::call_simplex_sample_ball));
+  fedkern::bind_chain(m);
 }

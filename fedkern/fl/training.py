@@ -15,7 +15,7 @@ from fedkern import simplex
 from fedkern.optim import sgd_step_
 
 from .augment import draw_windows, through_windows
-from .chain import Chain
+from .chain import chain_of
 from .client import Client
 from .config import RunConfig
 from .data import Dataset
@@ -130,7 +130,7 @@ class Trainer:
         self._targets = dataset.y_train
         self._config = config
         self._momentum = torch.zeros_like(model.values) if config.momentum else None
-        self._chain = Chain.of(model) if config.layers == "fast" and not config.compile else None
+        self._chain = chain_of(model) if config.layers == "fast" and not config.compile else None
         # Batches of other sizes, an epoch's last, would be compiled anew.
         self._compiled = torch.compile(model.module) if config.compile else None
         if config.compile:

@@ -16,8 +16,8 @@ from torch.nn.utils import prune
 from whole_runs import assert_close, drawn, run
 
 from fedkern import fl
-from fedkern.fl import chain
-from fedkern.fl.chain import Chain
+from fedkern.fl import chain, training
+from fedkern.fl.chain import chain_of
 from fedkern.fl.flat import FlatModel
 from fedkern.nn import simplexify
 
@@ -36,7 +36,7 @@ def compare(module, inputs, *, num_classes=4, ties=False, layers=None, dtype=tor
     if ties:
         inputs = inputs.round()
     model = FlatModel(module)
-    found = Chain.of(model)
+    found = chain_of(model)
     assert found is not None
     if model.weights:
         model.stand_at(torch.tensor([0.5, 0.3, 0.2], dtype=dtype))
@@ -229,24 +229,24 @@ NO_CHAINS = {
 
 @pytest.mark.parametrize("build", NO_CHAINS.values(), ids=NO_CHAINS)
 def test_what_is_no_chain(build):
-    assert Chain.of(FlatModel(build())) is None
+    assert chain_of(FlatModel(build())) is None
 
 
 def test_what_is_none_for_a_while():
     model = FlatModel(mlp())
     with torch.autocast("cpu", torch.bfloat16):
-        assert Chain.of(model) is None
+        assert chain_of(model) is None
     hook = nn.modules.module.register_module_forward_hook(lambda *_: None)  # of any module
-    assert Chain.of(model) is None
+    assert chain_of(model) is None
     hook.remove()
     hook = model.module[0].register_forward_hook(lambda *_: None)
-    assert Chain.of(model) is None
+    assert chain_of(model) is None
     hook.remove()
-    assert Chain.of(model) is not None
+    assert chain_of(model) is not None
 
 
 def test_the_hooks_of_a_simplex_do_not_count():
-    assert Chain.of(FlatModel(simplexify(mlp(), num_endpoints=2))) is not None
+    assert chain_of(FlatModel(simplexify(mlp(), num_endpoints=2))) is not None
 
 
 # ---- runs ----------------------------------------------------------------------------------------
@@ -276,8 +276,9 @@ def own_model():
 @pytest.mark.parametrize("method", [fl.FedGA(), fl.Ditto(), fl.Floco(endpoints=3, tau=2)])
 def test_a_run_is_the_same_with_plain_layers(pictures, method, monkeypatch):
     chains = []
-    found = Chain.of
-    monkeypatch.setattr(Chain, "of", lambda model: chains.append(found(model)) or chains[-1])
+    monkeypatch.setattr(
+        training, "chain_of", lambda model: chains.append(chain_of(model)) or chains[-1]
+    )
     config = fl.RunConfig(
         clients=4,
         clients_per_round=3,
@@ -304,12 +305,12 @@ needs_mkldnn = pytest.mark.skipif(not torch._C._has_mkldnn, reason="torch has no
 @needs_mkldnn
 @pytest.mark.parametrize("shape", [(1, 6), (7, 6), (7, 3, 6)])
 def test_onednn_gives_the_same_but_for_rounding(monkeypatch, shape):
-    monkeypatch.setattr(chain, "_measured_linear", lambda *_: chain._onednn_linear)
+    monkeypatch.setattr(chain, "_onednn_is_faster", lambda *_: True)
     module = drawn(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4, bias=False)))
     twin = copy.deepcopy(module)
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     model = FlatModel(module)
-    found = Chain.of(model)
+    found = chain_of(model)
     logits = found.forward(inputs)
     expected = twin(inputs)
     # Sums of at most 21 products of numbers around 1.
@@ -320,37 +321,28 @@ def test_onednn_gives_the_same_but_for_rounding(monkeypatch, shape):
         torch.testing.assert_close(gradient, twin.get_parameter(name).grad, rtol=1e-5, atol=1e-5)
 
 
-@needs_mkldnn
-def test_what_is_faster_by_the_margin_is_chosen(monkeypatch):
-    times = {F.linear: 1.0, chain._onednn_linear: 1.0}
+@pytest.mark.parametrize(("factor", "expected"), [(0.5, False), (1.2, False), (1.3, True)])
+def test_onednn_must_be_faster_by_the_margin(monkeypatch, factor, expected):
     clock = [0.0]
 
-    def timed(function):
-        def call(*arguments):
-            clock[0] += times[function]
+    def take(seconds):
+        clock[0] += seconds
 
-        return call
-
-    twins = {function: timed(function) for function in times}
     monkeypatch.setattr(chain, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(chain, "_onednn_linear", twins[chain._onednn_linear])
-    monkeypatch.setattr(nn.functional, "linear", twins[F.linear])
-    theirs, onednn = nn.functional.linear, chain._onednn_linear
-    measure = chain._measured_linear.__wrapped__
-    for factor, expected in ((0.5, theirs), (1.2, theirs), (1.3, onednn)):
-        times[next(iter(times))] = factor
-        assert measure(8, 5, 6) is expected
+    monkeypatch.setattr(nn.functional, "linear", lambda *_: take(factor))
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *_: take(1.0))
+    assert chain._onednn_is_faster.__wrapped__(8, 5, 6) is expected
 
 
 def test_a_choice_is_made_once_for_a_shape(monkeypatch):
     asked = []
-    monkeypatch.setattr(chain, "_measured_linear", lambda *key: asked.append(key) or F.linear)
+    monkeypatch.setattr(chain, "_onednn_is_faster", lambda *key: asked.append(key))
     weight = torch.zeros(5, 6)
     for batch in (1, 2, 3, 4, 5, 64, 65):
-        chain._faster_linear(torch.zeros(batch, 6), weight)
+        chain._takes_onednn(torch.zeros(batch, 6), weight)
     assert asked == [(size, 5, 6) for size in (1, 2, 4, 4, 8, 64, 128)]
     asked.clear()
-    assert chain._faster_linear(torch.zeros(8, 6).double(), weight.double()) is F.linear
+    assert not chain._takes_onednn(torch.zeros(8, 6).double(), weight.double())
     assert asked == []
 
 
@@ -367,8 +359,8 @@ def test_workers_that_ask_at_once_get_one_choice(monkeypatch):
 
     def ask(_):
         together.wait()
-        return chain._faster_linear(torch.zeros(8, 6), torch.zeros(5, 6))
+        return chain._takes_onednn(torch.zeros(8, 6), torch.zeros(5, 6))
 
-    monkeypatch.setattr(chain, "_measured_linear", measured)
+    monkeypatch.setattr(chain, "_onednn_is_faster", measured)
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(ask, range(4)))) == len(choices) == 1

@@ -8,7 +8,6 @@ from time import sleep
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from whole_runs import SMALL, assert_same_bits, drawn, run
 
@@ -181,15 +180,13 @@ def test_a_process_that_dies_ends_the_run_with_a_reason(blobs):
 def test_processes_have_the_choices_of_who_forked_them(blobs, monkeypatch):
     """Each would measure by itself else, and might find another linear layer the faster one."""
     asked = []
-    monkeypatch.setattr(
-        chain_module, "_measured_linear", lambda *key: asked.append(key) or F.linear
-    )
+    monkeypatch.setattr(chain_module, "_onednn_is_faster", lambda *key: asked.append(key))
     config = replace(CONFIG, workers=2, batch_size=20)
     SerialEngine(FlatModel(drawn(nn.Linear(6, 4))), blobs, config)
     for batch in range(1, 21):
         layer = torch.zeros(batch, 6), torch.zeros(4, 6)
         settled = set(asked)
-        chain_module._faster_linear(*layer)
+        chain_module._takes_onednn(*layer)
         assert set(asked) == settled
 
 

@@ -1,0 +1,102 @@
+#pragma once
+
+// The layers that chains are made of.
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "chain/chain.h"
+
+namespace fedkern {
+
+// Weight and bias, and where their gradients are written to.
+struct Parameters {
+  at::Tensor weight, weight_gradient;
+  std::optional<at::Tensor> bias, bias_gradient;
+};
+
+// Whether oneDNN's linear is to be taken for an input [n, in] and a weight [out, in].
+using ChooseOneDnn = std::function<bool(const at::Tensor& input, const at::Tensor& weight)>;
+
+class Flatten : public Layer {
+ public:
+  Flatten(int64_t start_dim, int64_t end_dim) : start_dim_(start_dim), end_dim_(end_dim) {}
+  at::Tensor forward(const at::Tensor& x) override;
+  at::Tensor backward(const at::Tensor& gradient, bool wanted) override;
+
+ private:
+  int64_t start_dim_, end_dim_;
+  std::vector<int64_t> shape_;
+};
+
+class ReLU : public Layer {
+ public:
+  at::Tensor forward(const at::Tensor& x) override;
+  at::Tensor backward(const at::Tensor& gradient, bool wanted) override;
+
+ private:
+  at::Tensor output_;
+};
+
+class LeakyReLU : public Layer {
+ public:
+  explicit LeakyReLU(double slope) : slope_(slope) {}
+  at::Tensor forward(const at::Tensor& x) override;
+  at::Tensor backward(const at::Tensor& gradient, bool wanted) override;
+
+ private:
+  double slope_;
+  at::Tensor input_;
+};
+
+class MaxPool2d : public Layer {
+ public:
+  MaxPool2d(std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
+            std::vector<int64_t> padding, std::vector<int64_t> dilation, bool ceil_mode);
+  at::Tensor forward(const at::Tensor& x) override;
+  at::Tensor backward(const at::Tensor& gradient, bool wanted) override;
+
+ private:
+  std::vector<int64_t> kernel_size_, stride_, padding_, dilation_;
+  bool ceil_mode_;
+  at::Tensor input_, indices_;
+};
+
+class Linear : public Layer {
+ public:
+  Linear(Parameters parameters, ChooseOneDnn choose);
+  at::Tensor forward(const at::Tensor& x) override;
+  at::Tensor backward(const at::Tensor& gradient, bool wanted) override;
+  bool has_parameters() const override { return true; }
+
+ private:
+  at::Tensor product(const at::Tensor& x, const at::Tensor& weight,
+                     const std::optional<at::Tensor>& bias) const;
+
+  Parameters parameters_;
+  ChooseOneDnn choose_;
+  bool onednn_ = false;
+  std::vector<int64_t> shape_;  // of the latest input; of input_, too, if it has two dimensions
+  at::Tensor input_;
+};
+
+class Conv2d : public Layer {
+ public:
+  Conv2d(Parameters parameters, std::vector<int64_t> stride, std::vector<int64_t> padding,
+         std::vector<int64_t> dilation, int64_t groups);
+  at::Tensor forward(const at::Tensor& x) override;
+  at::Tensor backward(const at::Tensor& gradient, bool wanted) override;
+  bool has_parameters() const override { return true; }
+
+ private:
+  Parameters parameters_;
+  std::vector<int64_t> stride_, padding_, dilation_;
+  int64_t groups_;
+  at::Tensor input_;
+};
+
+}  // namespace fedkern
