@@ -45,7 +45,7 @@ call_simplex_sample_ball = _C.simplex_sample_ball
 # A chain of layers, and what it is made of.
 Chain, Parameters = _C.Chain, _C.Parameters
 Conv2d, Flatten, LeakyReLU = _C.Conv2d, _C.Flatten, _C.LeakyReLU
-Linear, MaxPool2d, ReLU = _C.Linear, _C.MaxPool2d, _C.ReLU
+Linear, MaxPool2d, Products, ReLU = _C.Linear, _C.MaxPool2d, _C.Products, _C.ReLU
 
 # The CPU operators are of use without the CUDA ones, so a failure here is kept, not raised.
 _cuda_reason: str = _C.cuda_reason

@@ -50,8 +50,14 @@ void bind_chain(pybind11::module& m) {
 
   py::class_<Parameters>(m, "Parameters")
       .def(py::init<Tensor, Tensor, OptionalTensor, OptionalTensor>());
+  py::enum_<Products>(m, "Products")
+      .value("OURS", Products::kOurs)
+      .value("TORCH", Products::kTorch)
+      .value("ONEDNN", Products::kOneDnn);
   py::class_<Linear, Layer, std::shared_ptr<Linear>>(m, "Linear")
-      .def(py::init<Parameters, ChooseOneDnn>());
+      .def(py::init<Parameters, ChooseProducts>())
+      .def("forward", torch::wrap_pybind_function_no_gil(&Linear::forward))
+      .def("backward", torch::wrap_pybind_function_no_gil(&Linear::backward));
   py::class_<Conv2d, Layer, std::shared_ptr<Conv2d>>(m, "Conv2d")
       .def(py::init<Parameters, Sizes, Sizes, Sizes, int64_t>());
 

@@ -19,8 +19,12 @@ struct Parameters {
   std::optional<at::Tensor> bias, bias_gradient;
 };
 
-// Whether oneDNN's linear is to be taken for an input [n, in] and a weight [out, in].
-using ChooseOneDnn = std::function<bool(const at::Tensor& input, const at::Tensor& weight)>;
+// Who computes a linear layer's products: our kernels (float and double on the CPU, a contiguous
+// weight), torch or, for float on the CPU, oneDNN if torch has it.
+enum class Products { kOurs, kTorch, kOneDnn };
+
+// Chooses for an input [n, in] and a weight [out, in].
+using ChooseProducts = std::function<Products(const at::Tensor& input, const at::Tensor& weight)>;
 
 class Flatten : public Layer {
  public:
@@ -68,20 +72,17 @@ class MaxPool2d : public Layer {
 
 class Linear : public Layer {
  public:
-  Linear(Parameters parameters, ChooseOneDnn choose);
+  Linear(Parameters parameters, ChooseProducts choose);
   at::Tensor forward(const at::Tensor& x) override;
   at::Tensor backward(const at::Tensor& gradient, bool wanted) override;
   bool has_parameters() const override { return true; }
 
  private:
-  at::Tensor product(const at::Tensor& x, const at::Tensor& weight,
-                     const std::optional<at::Tensor>& bias) const;
-
   Parameters parameters_;
-  ChooseOneDnn choose_;
-  bool onednn_ = false;
-  std::vector<int64_t> shape_;  // of the latest input; of input_, too, if it has two dimensions
-  at::Tensor input_;
+  ChooseProducts choose_;
+  Products products_ = Products::kTorch;
+  std::vector<int64_t> shape_;  // of the latest input
+  at::Tensor input_;            // as a matrix
 };
 
 class Conv2d : public Layer {

@@ -88,6 +88,24 @@ FEDKERN_ALWAYS_INLINE double sum_of_lanes(const Vector<float>& v) {
   return sum_of_lanes(wide.part[0] + wide.part[1]);
 }
 
+// The same, added up in T: a third of the work.
+#if defined(CPU_CAPABILITY_AVX512)
+FEDKERN_ALWAYS_INLINE float quick_sum_of_lanes(const Vector<float>& v) {
+  return _mm512_reduce_add_ps(v);
+}
+#elif defined(CPU_CAPABILITY_AVX2)
+FEDKERN_ALWAYS_INLINE float quick_sum_of_lanes(const Vector<float>& v) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+#else
+FEDKERN_ALWAYS_INLINE float quick_sum_of_lanes(const Vector<float>& v) {
+  return (v.lanes[0] + v.lanes[2]) + (v.lanes[1] + v.lanes[3]);
+}
+#endif
+FEDKERN_ALWAYS_INLINE double quick_sum_of_lanes(const Vector<double>& v) { return sum_of_lanes(v); }
+
 template <typename T>
 FEDKERN_ALWAYS_INLINE Wide<T> operator+(const Wide<T>& x, const Wide<T>& y) {
   Wide<T> sum;

@@ -2,17 +2,13 @@
 
 A small network's step is half bookkeeping: graph, nodes, gradients that are allocated and then
 added to what is there. A chain of the layers below needs none of it, and gradients go straight to
-where they belong. Linear layers use MKL's products or oneDNN's, whichever are faster for their
-shape on this machine. Results equal those of autograd but for rounding.
+where they belong. Linear layers use our products, torch's or oneDNN's, whichever are faster for
+their shape on this machine. Results equal those of autograd but for rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
-from itertools import pairwise
-from threading import Lock
-from time import perf_counter
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +19,7 @@ from fedkern import _library
 from fedkern.nn import SimplexConv2d, SimplexLinear, is_pass
 
 from .flat import FlatModel
+from .linear import choose_products
 
 
 class Chain(Protocol):
@@ -109,7 +106,7 @@ def _max_pool2d(module: nn.MaxPool2d, _: Weights) -> Any:
 
 
 def _linear(module: nn.Linear | SimplexLinear, weights: Weights) -> Any:
-    return _library.Linear(_parameters(module, weights), _takes_onednn)
+    return _library.Linear(_parameters(module, weights), choose_products)
 
 
 def _conv2d(module: nn.Conv2d | SimplexConv2d, weights: Weights) -> Any:
@@ -141,40 +138,3 @@ _LAYERS: dict[type[nn.Module], Callable[[Any, Weights], Any]] = {
     SimplexLinear: _linear,
     SimplexConv2d: _conv2d,
 }
-
-
-# ---- linear --------------------------------------------------------------------------------------
-
-MARGIN = 1.25  # by which oneDNN must be faster: what is close must not depend on the day's noise
-
-# Workers that come at once must not measure beside each other, nor choose otherwise.
-_MEASURING = Lock()
-
-
-def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN's linear is taken, for inputs [n, features]."""
-    if not (x.is_cpu and x.dtype == torch.float32 and torch._C._has_mkldnn):
-        return False
-    batch = 1 << (x.shape[0] - 1).bit_length()  # an epoch's last batch may have any size
-    with _MEASURING:
-        return _onednn_is_faster(batch, *weight.shape)
-
-
-@cache
-def _onednn_is_faster(batch: int, out_features: int, in_features: int) -> bool:
-    """Whether oneDNN's linear is faster than torch's, by the margin."""
-    x, weight = torch.zeros(batch, in_features), torch.zeros(out_features, in_features)
-    bias = torch.zeros(out_features)
-    theirs = _seconds(nn.functional.linear, x, weight, bias)
-    onednn = torch.ops.mkldnn._linear_pointwise
-    return theirs > MARGIN * _seconds(onednn, x, weight, bias, "none", [], "")
-
-
-def _seconds(function: Callable[..., object], *arguments: object) -> float:
-    """The least of ten times, after a first one."""
-    function(*arguments)
-    times = [perf_counter()]
-    for _ in range(10):
-        function(*arguments)
-        times.append(perf_counter())
-    return min(after - before for before, after in pairwise(times))

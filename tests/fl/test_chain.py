@@ -1,12 +1,7 @@
 """Chains of layers against autograd, and what is not taken for a chain."""
 
-import copy
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
-from threading import Barrier
-from time import sleep
 
 import pytest
 import torch
@@ -16,7 +11,7 @@ from torch.nn.utils import prune
 from whole_runs import assert_close, drawn, run
 
 from fedkern import fl
-from fedkern.fl import chain, training
+from fedkern.fl import training
 from fedkern.fl.chain import chain_of
 from fedkern.fl.flat import FlatModel
 from fedkern.nn import simplexify
@@ -294,73 +289,3 @@ def test_a_run_is_the_same_with_plain_layers(pictures, method, monkeypatch):
     assert chains[0] is not None
     # Some thirty steps in float64.
     assert_close(fast, plain, rtol=1e-9, atol=1e-11)
-
-
-# ---- the choice of a linear layer ----------------------------------------------------------------
-
-
-needs_mkldnn = pytest.mark.skipif(not torch._C._has_mkldnn, reason="torch has no oneDNN")
-
-
-@needs_mkldnn
-@pytest.mark.parametrize("shape", [(1, 6), (7, 6), (7, 3, 6)])
-def test_onednn_gives_the_same_but_for_rounding(monkeypatch, shape):
-    monkeypatch.setattr(chain, "_onednn_is_faster", lambda *_: True)
-    module = drawn(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4, bias=False)))
-    twin = copy.deepcopy(module)
-    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    model = FlatModel(module)
-    found = chain_of(model)
-    logits = found.forward(inputs)
-    expected = twin(inputs)
-    # Sums of at most 21 products of numbers around 1.
-    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
-    expected.square().sum().backward()
-    found.backward(2 * logits)
-    for name, gradient in model.layout.plain(model.gradients).items():
-        torch.testing.assert_close(gradient, twin.get_parameter(name).grad, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("factor", "expected"), [(0.5, False), (1.2, False), (1.3, True)])
-def test_onednn_must_be_faster_by_the_margin(monkeypatch, factor, expected):
-    clock = [0.0]
-
-    def take(seconds):
-        clock[0] += seconds
-
-    monkeypatch.setattr(chain, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(nn.functional, "linear", lambda *_: take(factor))
-    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *_: take(1.0))
-    assert chain._onednn_is_faster.__wrapped__(8, 5, 6) is expected
-
-
-def test_a_choice_is_made_once_for_a_shape(monkeypatch):
-    asked = []
-    monkeypatch.setattr(chain, "_onednn_is_faster", lambda *key: asked.append(key))
-    weight = torch.zeros(5, 6)
-    for batch in (1, 2, 3, 4, 5, 64, 65):
-        chain._takes_onednn(torch.zeros(batch, 6), weight)
-    assert asked == [(size, 5, 6) for size in (1, 2, 4, 4, 8, 64, 128)]
-    asked.clear()
-    assert not chain._takes_onednn(torch.zeros(8, 6).double(), weight.double())
-    assert asked == []
-
-
-def test_workers_that_ask_at_once_get_one_choice(monkeypatch):
-    """Else they would not train the same bits."""
-    together = Barrier(4)
-    choices = []
-
-    @cache
-    def measured(*_):
-        choices.append(object())
-        sleep(0.05)  # the others come meanwhile
-        return choices[-1]
-
-    def ask(_):
-        together.wait()
-        return chain._takes_onednn(torch.zeros(8, 6), torch.zeros(5, 6))
-
-    monkeypatch.setattr(chain, "_onednn_is_faster", measured)
-    with ThreadPoolExecutor(4) as pool:
-        assert len(set(pool.map(ask, range(4)))) == len(choices) == 1

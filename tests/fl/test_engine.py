@@ -12,9 +12,8 @@ from torch import nn
 from whole_runs import SMALL, assert_same_bits, drawn, run
 
 from fedkern import fl
-from fedkern.fl import chain as chain_module
 from fedkern.fl import engine as engines
-from fedkern.fl import heap
+from fedkern.fl import heap, linear
 from fedkern.fl.engine import AutoEngine, SerialEngine, make_engine
 from fedkern.fl.flat import FlatModel, State
 from fedkern.fl.training import Job, LocalWork
@@ -180,13 +179,15 @@ def test_a_process_that_dies_ends_the_run_with_a_reason(blobs):
 def test_processes_have_the_choices_of_who_forked_them(blobs, monkeypatch):
     """Each would measure by itself else, and might find another linear layer the faster one."""
     asked = []
-    monkeypatch.setattr(chain_module, "_onednn_is_faster", lambda *key: asked.append(key))
+    monkeypatch.setattr(
+        linear, "_fastest_products", lambda *key: asked.append(key) or linear.Products.TORCH
+    )
     config = replace(CONFIG, workers=2, batch_size=20)
     SerialEngine(FlatModel(drawn(nn.Linear(6, 4))), blobs, config)
     for batch in range(1, 21):
         layer = torch.zeros(batch, 6), torch.zeros(4, 6)
         settled = set(asked)
-        chain_module._takes_onednn(*layer)
+        linear.choose_products(*layer)
         assert set(asked) == settled
 
 
