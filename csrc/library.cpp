@@ -41,6 +41,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cpu_capability") = fedkern::cpu_capability_name();
   // The same as in torch.ops.fedkern, without torch.ops' interpretation of the schema.
   m.def("calibrated_ce", torch::wrap_pybind_function_no_gil(fedkern::call_calibrated_ce));
+  m.def("calibrated_ce_forward",
+        torch::wrap_pybind_function_no_gil(fedkern::call_calibrated_ce_forward));
   m.def("sgd_step_", torch::wrap_pybind_function_no_gil(fedkern::call_sgd_step_));
   m.def("simplex_project", torch::wrap_pybind_function_no_gil(fedkern::call_simplex_project));
   m.def("simplex_project", torch::wrap_pybind_function_no_gil(fedkern::call_simplex_project_onto));

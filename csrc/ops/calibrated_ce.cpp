@@ -39,14 +39,10 @@ Tensor call_calibrated_ce(const Tensor& input, const Tensor& target, const Optio
                  label_smoothing, grouped);
 }
 
-namespace {
-
-std::tuple<Tensor, Tensor> call_forward(const Tensor& input, const Tensor& target,
-                                        const OptionalTensor& weight,
-                                        const OptionalTensor& class_counts,
-                                        c10::string_view calibration, int64_t ignore_index,
-                                        c10::string_view reduction, double label_smoothing,
-                                        bool grouped, bool compute_gradient) {
+std::tuple<Tensor, Tensor> call_calibrated_ce_forward(
+    const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+    const OptionalTensor& class_counts, c10::string_view calibration, int64_t ignore_index,
+    c10::string_view reduction, double label_smoothing, bool grouped, bool compute_gradient) {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("fedkern::calibrated_ce_forward", "")
@@ -57,15 +53,17 @@ std::tuple<Tensor, Tensor> call_forward(const Tensor& input, const Tensor& targe
                  label_smoothing, grouped, compute_gradient);
 }
 
+namespace {
+
 // ---- without autograd: any device --------------------------------------------------------------
 
 Tensor calibrated_ce(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                      const OptionalTensor& class_counts, c10::string_view calibration,
                      int64_t ignore_index, c10::string_view reduction, double label_smoothing,
                      bool grouped) {
-  return std::get<0>(call_forward(input, target, weight, class_counts, calibration, ignore_index,
-                                  reduction, label_smoothing, grouped,
-                                  /*compute_gradient=*/false));
+  return std::get<0>(call_calibrated_ce_forward(input, target, weight, class_counts, calibration,
+                                                ignore_index, reduction, label_smoothing, grouped,
+                                                /*compute_gradient=*/false));
 }
 
 std::tuple<Tensor, Tensor> calibrated_ce_forward_meta(
@@ -203,9 +201,9 @@ std::tuple<Tensor, Tensor> forward_with_history(const Tensor& input, const Tenso
   Tensor loss, gradient;
   {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    std::tie(loss, gradient) =
-        call_forward(input, target, weight, class_counts, calibration, ignore_index, reduction,
-                     label_smoothing, grouped, requires_grad || return_gradient);
+    std::tie(loss, gradient) = call_calibrated_ce_forward(
+        input, target, weight, class_counts, calibration, ignore_index, reduction, label_smoothing,
+        grouped, requires_grad || return_gradient);
   }
   if (!requires_grad) return {loss, gradient};
 
@@ -284,13 +282,14 @@ std::tuple<Tensor, Tensor> calibrated_ce_forward_vmap(
     c10::string_view reduction, double label_smoothing, bool grouped, bool compute_gradient) {
   const VmapCall vmap(grouped, {input, target, weight, class_counts});
   if (!vmap.maps()) {
-    return call_forward(input, target, weight, class_counts, calibration, ignore_index, reduction,
-                        label_smoothing, grouped, compute_gradient);
+    return call_calibrated_ce_forward(input, target, weight, class_counts, calibration,
+                                      ignore_index, reduction, label_smoothing, grouped,
+                                      compute_gradient);
   }
-  const auto [loss, gradient] =
-      call_forward(vmap.grouped(input), vmap.grouped(target), vmap.class_vector(weight),
-                   vmap.class_vector(class_counts), calibration, ignore_index, reduction,
-                   label_smoothing, /*grouped=*/true, compute_gradient);
+  const auto [loss, gradient] = call_calibrated_ce_forward(
+      vmap.grouped(input), vmap.grouped(target), vmap.class_vector(weight),
+      vmap.class_vector(class_counts), calibration, ignore_index, reduction, label_smoothing,
+      /*grouped=*/true, compute_gradient);
   return {vmap.mapped(loss), compute_gradient ? vmap.mapped(gradient) : gradient};
 }
 

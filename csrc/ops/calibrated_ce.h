@@ -34,12 +34,17 @@
 
 namespace fedkern {
 
-// The operator, called through the dispatcher.
+// The operators, called through the dispatcher.
 at::Tensor call_calibrated_ce(const at::Tensor& input, const at::Tensor& target,
                               const std::optional<at::Tensor>& weight,
                               const std::optional<at::Tensor>& class_counts,
                               std::string_view calibration, int64_t ignore_index,
                               std::string_view reduction, double label_smoothing, bool grouped);
+std::tuple<at::Tensor, at::Tensor> call_calibrated_ce_forward(
+    const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight,
+    const std::optional<at::Tensor>& class_counts, std::string_view calibration,
+    int64_t ignore_index, std::string_view reduction, double label_smoothing, bool grouped,
+    bool compute_gradient);
 
 struct CalibratedCEOptions {
   Calibration calibration;

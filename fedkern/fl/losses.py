@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fedkern
+from fedkern import _library
 
 from .client import Client
 from .config import setting
@@ -93,7 +94,7 @@ def _gradient(
     logits: Tensor, targets: Tensor, class_counts: Tensor | None, calibration: str
 ) -> Tensor:
     """What the fused operator computes beside the loss; autograd's graph for it would cost more."""
-    _, gradient = torch.ops.fedkern.calibrated_ce_forward.default(
+    _, gradient = _library.call_calibrated_ce_forward(
         logits, targets, None, class_counts, calibration, -100, "mean", 0.0, False, True
     )
     return cast(Tensor, gradient)
