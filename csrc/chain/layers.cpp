@@ -18,7 +18,7 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 Tensor Flatten::forward(const Tensor& x) {
-  shape_ = x.sizes().vec();
+  shape_ = x.sizes();
   return x.flatten(start_dim_, end_dim_);
 }
 

@@ -2,11 +2,13 @@
 
 // The layers that chains are made of.
 
+#include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <unordered_map>
 #include <vector>
 
 #include "chain/chain.h"
@@ -34,7 +36,7 @@ class Flatten : public Layer {
 
  private:
   int64_t start_dim_, end_dim_;
-  std::vector<int64_t> shape_;
+  at::DimVector shape_;
 };
 
 class ReLU : public Layer {
@@ -80,9 +82,11 @@ class Linear : public Layer {
  private:
   Parameters parameters_;
   ChooseProducts choose_;
+  std::unordered_map<int64_t, Products> chosen_;  // by the number of the input's rows
+  // Of the latest pass:
   Products products_ = Products::kTorch;
-  std::vector<int64_t> shape_;  // of the latest input
-  at::Tensor input_;            // as a matrix
+  at::DimVector shape_;  // of the input
+  at::Tensor input_;     // as a matrix
 };
 
 class Conv2d : public Layer {

@@ -145,14 +145,16 @@ Linear::Linear(Parameters parameters, ChooseProducts choose)
 Tensor Linear::forward(const Tensor& x) {
   const bool is_matrix = x.dim() == 2;
   input_ = is_matrix ? x : x.reshape({-1, x.size(-1)});
-  if (x.sizes() != shape_) {
-    shape_ = x.sizes().vec();
-    products_ = choose_(input_, parameters_.weight);
+  shape_ = x.sizes();
+  auto chosen = chosen_.find(input_.size(0));
+  if (chosen == chosen_.end()) {
+    chosen = chosen_.emplace(input_.size(0), choose_(input_, parameters_.weight)).first;
   }
+  products_ = chosen->second;
   if (products_ == Products::kOurs) input_ = input_.contiguous();
   Tensor output = output_of(products_, input_, parameters_.weight, parameters_.bias);
   if (is_matrix) return output;
-  auto shape = shape_;
+  at::DimVector shape = shape_;
   shape.back() = output.size(1);
   return output.view(shape);
 }

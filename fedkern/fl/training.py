@@ -165,14 +165,14 @@ class Trainer:
         labels = self._targets.index_select(0, plan.order.flatten())
         loss, class_counts = job.work.loss, job.work.loss.class_counts(job.client)
         model.load(job.start)
-        if self._chain is None:
+        if self._chain is None:  # which has no modes, and writes gradients over what was there
             model.gradients.zero_()
+            start_training(model.module, config.buffers)
         if self._momentum is not None:
             self._momentum.zero_()
         sgd_step = sgd_for(
             job.work, config, anchor, self._momentum, zero_gradients=self._chain is None
         )
-        start_training(model.module, config.buffers)
         logits = []
         with model.interpolated():
             for step, (inputs, targets) in enumerate(self._batches(plan, labels)):
