@@ -14,6 +14,7 @@ RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = (
     "calibrated_ce",
     "class_counts",
+    "linear",
     "sgd_step",
     "simplex_assign_subregions",
     "simplex_interpolate",
