@@ -14,6 +14,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from time import sleep
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ SCRIPTS = Path(__file__).parent / "peers"
 PEERS = {"flower": ("flwr", "ray"), "pfl": ("pfl",)}  # and the packages that they need
 REPEATS = 3
 THREADS = 1
+REST_SECONDS = 5.0  # before a block: what the one before started, as Ray's processes, has ended then
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}  # nothing is sent anywhere
 
 
@@ -32,6 +34,7 @@ def block(framework: str, workers: int) -> dict[str, Any]:
     options = ["--threads", str(THREADS)]
     if workers > 1:
         options += ["--workers", str(workers)]
+    sleep(REST_SECONDS)
     done = subprocess.run(
         [sys.executable, str(script), *options],
         env={**os.environ, **QUIET},
