@@ -24,7 +24,7 @@ SCRIPTS = Path(__file__).parent / "peers"
 PEERS = {"flower": ("flwr", "ray"), "pfl": ("pfl",)}  # and the packages that they need
 REPEATS = 3
 THREADS = 1
-REST_SECONDS = 5.0  # before a block: what the one before started, as Ray's processes, has ended then
+REST_SECONDS = 5.0  # before a block, for what the one before started (Ray's processes) to end
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}  # nothing is sent anywhere
 
 

@@ -1,11 +1,11 @@
 #pragma once
 
 // A model that is a chain of layers, run forward and backward without autograd: what a layer needs
-// it remembers, and gradients go straight to where they belong. The arithmetic is that of the
-// functions torch's layers and autograd call, to the bit.
+// it remembers, and gradients go straight to where they belong. All arithmetic is in the functions
+// that torch's layers and autograd call, but for linear layers' products (linear_kernel.h).
 //
-// Between the products of a small network, everything has left the caches, above all the
-// interpreter: a pass is one call from Python for that reason.
+// A pass is one call from Python: the products of a small network leave little else in the caches,
+// so that the interpreter between them takes longer than its instructions say.
 
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/utils/pybind.h>

@@ -1,7 +1,7 @@
-// Compiled once per CPU capability (common/cpu_capability.h). A product of n numbers is n
-// multiply-adds; a tile of the result is summed in registers, so that a multiply-add takes less
-// than half a load: dot_rows sums a tile's lanes along both operands' rows and adds the lanes up
-// at the end, combine_rows multiplies pieces of B's rows with numbers of A.
+// Compiled once per CPU capability (common/cpu_capability.h). Tiles of the result are summed in
+// registers, so that loads are about half as many as multiply-adds: dot_rows goes along the rows of
+// both operands and adds up the lanes of each sum at the end, combine_rows multiplies pieces of B's
+// rows with numbers of A.
 
 #include "chain/linear_kernel.h"
 
