@@ -107,13 +107,10 @@ def _points(job: Job, model: FlatModel, steps: int) -> Tensor | None:
     device = model.values.device
     if size == 1:  # the plain model to the bit, which a drawn point, 1 but for rounding, is not
         return torch.ones(steps, 1, dtype=dtype, device=device)
-    if center is None or radius >= 2:
-        draws = job.draws("alpha")
+    draws = job.draws("alpha")
+    if center is None:
         return simplex.sample(size, [steps], generator=draws, device=device, dtype=dtype)
-    center = center.to(device, dtype)
-    if radius == 0:
-        return center.expand(steps, size)
-    return simplex.sample_ball(center, radius, steps, generator=job.draws("alpha"))
+    return simplex.sample_ball(center.to(device, dtype), radius, steps, generator=draws)
 
 
 class Trainer:
