@@ -20,7 +20,7 @@ from copy import deepcopy
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, Pipe, wait
 from queue import SimpleQueue
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -98,7 +98,10 @@ def thread_pool(workers: int) -> ThreadPoolExecutor:
 
 
 class ForkedWorkers:
-    """Processes that were forked from this one; they end with it, or with this object."""
+    """Processes that were forked from this one; they end with it, or with this object.
+
+    Each has two jobs at a time while there are many, so that none waits for this process.
+    """
 
     def __init__(self, trainer: Trainer, count: int, dataset: Dataset) -> None:
         self._anchor = _shared_like(trainer.model.values)
@@ -106,41 +109,53 @@ class ForkedWorkers:
 
     def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
         """See `Workers`."""
+        for worker in self._all:
+            worker.forget()
         self._anchor.copy_(anchor)
-        idle, waiting = list(self._all), deque(enumerate(jobs))
-        busy: dict[Connection, tuple[int, _Forked]] = {}
+        waiting = deque(enumerate(jobs))
         done: dict[int, Trained | Exception] = {}
-        try:
-            for number in range(len(jobs)):
-                while True:
-                    while idle and waiting and waiting[0][0] < number + 2 * len(self._all):
-                        which, job = waiting.popleft()
-                        worker = idle.pop()
-                        worker.send(job, job.start.values is anchor)
-                        busy[worker.connection] = which, worker
-                    if number in done:
-                        break
-                    for connection in wait(list(busy)):
-                        which, worker = busy.pop(cast(Connection, connection))
-                        idle.append(worker)
-                        done[which] = worker.receive()
-                result = done.pop(number)
-                if isinstance(result, Exception):
-                    raise result
-                yield result
-        finally:
-            for _, worker in busy.values():
-                worker.forget()
+        for number in range(len(jobs)):
+            self._hand_out(waiting, number + 2 * len(self._all), anchor)
+            while number not in done:
+                done.update(self._received())
+                self._hand_out(waiting, number + 2 * len(self._all), anchor)
+            result = done.pop(number)
+            if isinstance(result, Exception):
+                raise result
+            yield result
+
+    def _hand_out(self, waiting: deque[tuple[int, Job]], end: int, anchor: Tensor) -> None:
+        """Sends jobs before `end`: to each worker one, and a second one but for the last jobs.
+
+        Those are for whoever is free first.
+        """
+        while waiting and waiting[0][0] < end:
+            worker = min(self._all, key=lambda worker: len(worker.sent))
+            if len(worker.sent) >= (2 if len(waiting) > len(self._all) else 1):
+                return
+            number, job = waiting.popleft()
+            worker.send(number, job, job.start.values is anchor)
+
+    def _received(self) -> Iterator[tuple[int, Trained | Exception]]:
+        """Waits for results, and numbers of their jobs."""
+        ready = wait([worker.connection for worker in self._all if worker.sent])
+        return (worker.receive() for worker in self._all if worker.connection in ready)
 
 
 class _Forked:
-    """One process, and the memory through which parameters go to and fro.
+    """One process, and the memory through which parameters go to and fro, for two jobs.
 
     It ends when the connection is closed, that is with this object.
+
+    Attributes:
+        connection: what is ready when a result has come.
+        sent: the numbers of the jobs that it has been sent, whose results have not come.
     """
 
     def __init__(self, trainer: Trainer, dataset: Dataset, anchor: Tensor) -> None:
-        self._values = _shared_like(anchor)
+        self.sent: deque[int] = deque()
+        self._values = _shared_like(anchor), _shared_like(anchor)
+        self._jobs = 0  # sent so far: they take turns with the memory
         self.connection, other = Pipe()
         self._process = get_context("fork").Process(
             target=_work,
@@ -152,41 +167,47 @@ class _Forked:
             self._process.start()
         other.close()  # so that reading ends when the process does
 
-    def send(self, job: Job, from_anchor: bool) -> None:
+    def send(self, number: int, job: Job, from_anchor: bool) -> None:
+        """Sends it a job; no more than two before their results have come."""
+        turn = self._jobs % 2
         if not from_anchor:
-            self._values.copy_(job.start.values)
+            self._values[turn].copy_(job.start.values)
+        self._jobs += 1
+        self.sent.append(number)
         client = job.client
-        message = client.number, client.indices, job.work, job.draws, from_anchor, job.start.buffers
+        # NumPy's arrays are pickled in a fraction of a tensor's time.
+        message = turn, from_anchor, client.number, client.indices.numpy(), job.work, job.draws
         # Plain pickle: multiprocessing's own would put every tensor into a shared file.
         with suppress(BrokenPipeError):  # `receive` says that the process has ended
             self.connection.send_bytes(pickle.dumps(message))
 
-    def receive(self) -> Trained | Exception:
-        """What came of the job that it was sent last."""
+    def receive(self) -> tuple[int, Trained | Exception]:
+        """The number of the job that was sent first, and what came of it."""
+        values = self._values[(self._jobs - len(self.sent)) % 2]
+        number = self.sent.popleft()
         try:
             reply = pickle.loads(self.connection.recv_bytes())
         except (EOFError, ConnectionResetError):
             self._process.join()
-            return RunError(
+            return number, RunError(
                 "workers: wanted a client's update, got the end of the worker's process, exit "
                 f"code {self._process.exitcode} (-9: killed, perhaps for want of memory)"
             )
         if isinstance(reply, Exception):
-            return reply
-        buffers, train_loss = reply
-        return Trained(State(self._values.clone(), buffers), train_loss)
+            return number, reply
+        return number, Trained(State(values.clone(), []), torch.tensor(reply, dtype=values.dtype))
 
     def forget(self) -> None:
-        """Takes the result of what it was sent last; nobody wants it."""
-        with suppress(EOFError, ConnectionResetError):
-            self.connection.recv_bytes()
+        """Takes the results that nobody asked for."""
+        while self.sent:
+            self.receive()
 
 
 def _work(
     trainer: Trainer,
     dataset: Dataset,
     anchor: Tensor,
-    values: Tensor,
+    values: tuple[Tensor, Tensor],
     connection: Connection,
     other: Connection,
 ) -> None:
@@ -206,14 +227,20 @@ def _work(
 
 
 def _reply(
-    trainer: Trainer, dataset: Dataset, anchor: Tensor, values: Tensor, message: Any
-) -> tuple[list[Tensor], Tensor]:
-    number, indices, work, draws, from_anchor, buffers = message
-    start = State(anchor if from_anchor else values, buffers)
-    client = Client(number, dataset, indices, indices[:0])
+    trainer: Trainer,
+    dataset: Dataset,
+    anchor: Tensor,
+    values: tuple[Tensor, Tensor],
+    message: Any,
+) -> float:
+    """The training loss; the parameters are in the memory whose turn it is."""
+    turn, from_anchor, number, indices, work, draws = message
+    start = State(anchor if from_anchor else values[turn], [])
+    samples = torch.from_numpy(indices)
+    client = Client(number, dataset, samples, samples[:0])
     state, train_loss = trainer.train(Job(client, work, start, draws), anchor)
-    values.copy_(state.values)
-    return state.buffers, train_loss
+    values[turn].copy_(state.values)
+    return train_loss.item()
 
 
 def _shared_like(values: Tensor) -> Tensor:

@@ -208,6 +208,7 @@ NO_CHAINS = {
     "tanh": lambda: mlp(nn.Tanh()),
     "batch norm": lambda: mlp(nn.BatchNorm1d(5)),
     "dropout": lambda: mlp(nn.Dropout()),
+    "a buffer": lambda: changed(lambda m: m.register_buffer("own", torch.zeros(1))),
     "frozen weight": lambda: changed(lambda m: m[0].weight.requires_grad_(False)),
     "frozen bias": lambda: changed(lambda m: m[2].bias.requires_grad_(False)),
     "tied weights": lambda: tied(nn.Linear(5, 5), nn.Linear(5, 5)),

@@ -131,6 +131,27 @@ def test_an_error_comes_out_and_the_engine_goes_on(blobs, workers):
         assert all(map(torch.equal, trained(engine, good), expected))
 
 
+class Failing(fl.CrossEntropy):
+    """A loss of clients that cannot be trained."""
+
+    def gradient(self, logits, targets, class_counts):
+        raise ArithmeticError("too much")
+
+
+@pytest.mark.parametrize("bad", range(6))
+def test_an_error_comes_out_of_a_process_and_the_engine_goes_on(blobs, bad):
+    engine = SerialEngine(FlatModel(drawn(nn.Linear(6, 4))), blobs, replace(CONFIG, workers=2))
+    jobs = jobs_of(engine.model, blobs)
+    expected = trained(engine, jobs)
+    failing = jobs[bad]._replace(work=LocalWork(Failing()))
+    results = engine.train([*jobs[:bad], failing, *jobs[bad + 1 :]], jobs[0].start.values)
+    for state in expected[:bad]:
+        assert torch.equal(next(results).state.values, state)
+    with pytest.raises(ArithmeticError, match="too much"):
+        next(results)
+    assert all(map(torch.equal, trained(engine, jobs), expected))
+
+
 def test_results_that_no_one_asks_for_are_no_hindrance(blobs):
     engine = SerialEngine(FlatModel(drawn(nn.Linear(6, 4))), blobs, replace(CONFIG, workers=2))
     jobs = jobs_of(engine.model, blobs)
