@@ -6,8 +6,9 @@
 #include <torch/library.h>
 
 #include "build_facts.h"
-#include "chain/chain.h"
 #include "common/cpu_capability.h"
+#include "fl/chain.h"
+#include "fl/read_batch.h"
 #include "ops/calibrated_ce.h"
 #include "ops/sgd_step.h"
 #include "ops/simplex_project.h"
@@ -50,5 +51,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("simplex_sample", torch::wrap_pybind_function_no_gil(fedkern::call_simplex_sample));
   m.def("simplex_sample_ball",
         torch::wrap_pybind_function_no_gil(fedkern::call_simplex_sample_ball));
+  // What fedkern.fl trains with.
+  m.def("read_batch", torch::wrap_pybind_function_no_gil(fedkern::read_batch));
   fedkern::bind_chain(m);
 }

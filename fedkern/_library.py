@@ -43,6 +43,7 @@ call_sgd_step_ = _C.sgd_step_
 call_simplex_project = _C.simplex_project
 call_simplex_sample = _C.simplex_sample
 call_simplex_sample_ball = _C.simplex_sample_ball
+read_batch = _C.read_batch
 # A chain of layers, and what it is made of.
 Chain, Parameters = _C.Chain, _C.Parameters
 Conv2d, Flatten, LeakyReLU = _C.Conv2d, _C.Flatten, _C.LeakyReLU

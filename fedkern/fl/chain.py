@@ -23,7 +23,7 @@ from .linear import choose_products
 
 
 class Chain(Protocol):
-    """A model that is run without autograd (csrc/chain/)."""
+    """A model that is run without autograd (csrc/fl/)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits."""

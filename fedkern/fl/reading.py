@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedkern import _library
+
 
 def sample_contiguous(inputs: Tensor) -> Tensor:
     """The same inputs, images channels last in memory; copied if they lie otherwise."""
@@ -53,6 +55,7 @@ class Reader:
         rows = sample_contiguous(stored)
         self._stored = rows.permute(0, 2, 3, 1) if rows.ndim == 4 else rows
         self._divisor = _divisor(stored.device)
+        self._is_one_pass = stored.dtype == torch.uint8 and stored.is_cpu
         self._reserve(0)
 
     def _reserve(self, samples: int) -> None:
@@ -80,6 +83,9 @@ class Reader:
             shown = inputs.permute(0, 3, 1, 2) if inputs.ndim == 4 else inputs
             self._views[samples] = self._chosen[:samples], inputs, shown
         chosen, inputs, shown = self._views[samples]
+        if self._is_one_pass:
+            _library.read_batch(self._stored, indices, inputs)
+            return shown
         torch.index_select(self._stored, 0, indices, out=chosen)
         if inputs.dtype != chosen.dtype:
             # Not torch.div with out: on the CPU that converts into new memory, then divides.

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cpu_capabilities import CAPABILITIES, run_tests_with
 from torch import nn
 
 from fedkern import fl
@@ -35,11 +36,46 @@ def test_batches_have_the_bits_of_the_whole(shape, dtype, layout):
     assert torch.equal(stored, before)
 
 
-def test_all_bytes_are_divided_as_floats_are():
-    every = torch.arange(256, dtype=torch.uint8).view(256, 1)
+@pytest.mark.parametrize("features", [1, 256])
+def test_all_bytes_are_divided_as_floats_are(features):
+    every = torch.arange(256, dtype=torch.uint8).view(-1, features)
     expected = every.float() / 255
     assert torch.equal(fl.scaled(every), expected)
-    assert torch.equal(fl.Reader(every)(torch.arange(256)), expected)
+    assert torch.equal(fl.Reader(every)(torch.arange(len(every))), expected)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_bytes_with_every_capability(capability):
+    run_tests_with(capability, __file__, "batches_have_the_bits or all_bytes")
+
+
+def test_samples_of_any_size():
+    for size in range(1, 140):
+        stored = stored_inputs((20, size), torch.uint8)
+        indices = torch.randint(20, (13,), generator=DRAWS)
+        assert torch.equal(fl.Reader(stored)(indices), (stored.float() / 255)[indices])
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_share_a_batch(threads):
+    stored = stored_inputs((300, 3, 32, 32), torch.uint8)
+    indices = torch.randint(300, (211,), generator=DRAWS)
+    torch.set_num_threads(threads)
+    assert torch.equal(fl.Reader(stored)(indices), (stored.float() / 255)[indices])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("index", [-1, 100])
+def test_samples_that_are_not_there(dtype, index):
+    read = fl.Reader(stored_inputs((100, 7), dtype))
+    with pytest.raises(IndexError, match="out of range"):
+        read(torch.tensor([3, index]))
+
+
+def test_indices_that_are_not_contiguous():
+    stored = stored_inputs((100, 7), torch.uint8)
+    indices = torch.randint(100, (40,), generator=DRAWS)[::2]
+    assert torch.equal(fl.Reader(stored)(indices), (stored.float() / 255)[indices])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,4 +1,4 @@
-#include "chain/chain.h"
+#include "fl/chain.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/util/Exception.h>
@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "chain/layers.h"
+#include "fl/layers.h"
 
 namespace fedkern {
 

@@ -3,7 +3,7 @@
 // both operands and adds up the lanes of each sum at the end, combine_rows multiplies pieces of B's
 // rows with numbers of A.
 
-#include "chain/linear_kernel.h"
+#include "fl/linear_kernel.h"
 
 #include <type_traits>
 

@@ -11,7 +11,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "chain/chain.h"
+#include "fl/chain.h"
 
 namespace fedkern {
 

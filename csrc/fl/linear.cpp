@@ -9,9 +9,9 @@
 #include <tuple>
 #include <utility>
 
-#include "chain/layers.h"
-#include "chain/linear_kernel.h"
 #include "common/ceil_div.h"
+#include "fl/layers.h"
+#include "fl/linear_kernel.h"
 
 namespace fedkern {
 

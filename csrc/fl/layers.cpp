@@ -1,4 +1,4 @@
-#include "chain/layers.h"
+#include "fl/layers.h"
 
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
