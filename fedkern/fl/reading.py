@@ -60,9 +60,11 @@ class Reader:
 
     def _reserve(self, samples: int) -> None:
         shape = (samples, *self._stored.shape[1:])
-        self._chosen = self._inputs = self._stored.new_empty(shape)
-        if self._stored.dtype == torch.uint8:
-            self._inputs = self._stored.new_empty(shape, dtype=torch.float32)
+        is_bytes = self._stored.dtype == torch.uint8
+        dtype = torch.float32 if is_bytes else self._stored.dtype
+        self._chosen = self._inputs = self._stored.new_empty(shape, dtype=dtype)
+        if is_bytes and not self._is_one_pass:
+            self._chosen = self._stored.new_empty(shape)
         # By the number of samples: where they are chosen, converted, and what is handed out.
         self._views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
