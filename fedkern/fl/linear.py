@@ -14,6 +14,7 @@ from fedkern import _library
 
 Products = _library.Products
 
+LARGEST = 256  # samples: who is the fastest for so many is taken to be so for more
 MARGIN = 1.25  # by which others must be faster: what is close must not depend on the day's noise
 
 # Workers that come at once must not measure beside each other, nor choose otherwise.
@@ -30,7 +31,8 @@ def choose_products(x: Tensor, weight: Tensor) -> Any:
     ours = x.is_cpu and x.dtype in (torch.float32, torch.float64) and weight.is_contiguous()
     if not ours:
         return Products.TORCH
-    batch = 1 << (x.shape[0] - 1).bit_length()  # an epoch's last batch may have any size
+    # An epoch's last batch may have any size.
+    batch = min(LARGEST, 1 << (x.shape[0] - 1).bit_length())
     with _MEASURING:
         return _fastest_products(batch, *weight.shape, x.dtype, torch.get_num_threads())
 

@@ -20,6 +20,7 @@ from .client import Client
 from .config import RunConfig
 from .data import Dataset
 from .flat import FlatModel, State
+from .linear import LARGEST
 from .losses import CrossEntropy, Loss
 from .reading import Reader, sent
 from .seeding import Draws
@@ -144,8 +145,8 @@ class Trainer:
         Processes that are forked later then have the same choices, and the same bits.
         """
         if self._chain is not None:
-            size = 1
-            while size < 2 * self._config.batch_size:  # a choice holds up to a power of two
+            size, largest = 1, min(self._config.batch_size, LARGEST)
+            while size < 2 * largest:  # a choice holds up to a power of two
                 first = torch.arange(size, device=self._targets.device) % len(self._targets)
                 self._chain.forward(self._reader(first))
                 size *= 2

@@ -197,15 +197,16 @@ def test_a_process_that_dies_ends_the_run_with_a_reason(blobs):
         trained(engine, jobs)
 
 
-def test_processes_have_the_choices_of_who_forked_them(blobs, monkeypatch):
+@pytest.mark.parametrize("batch_size", [1, 20, 64, 10**9])
+def test_processes_have_the_choices_of_who_forked_them(blobs, monkeypatch, batch_size):
     """Each would measure by itself else, and might find another linear layer the faster one."""
     asked = []
     monkeypatch.setattr(
         linear, "_fastest_products", lambda *key: asked.append(key) or linear.Products.TORCH
     )
-    config = replace(CONFIG, workers=2, batch_size=20)
+    config = replace(CONFIG, workers=2, batch_size=batch_size)
     SerialEngine(FlatModel(drawn(nn.Linear(6, 4))), blobs, config)
-    for batch in range(1, 21):
+    for batch in range(1, min(batch_size, 600) + 1):
         layer = torch.zeros(batch, 6), torch.zeros(4, 6)
         settled = set(asked)
         linear.choose_products(*layer)

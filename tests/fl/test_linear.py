@@ -185,9 +185,9 @@ def test_a_choice_is_made_once_for_a_shape(monkeypatch):
     asked = []
     monkeypatch.setattr(linear, "_fastest_products", lambda *key: asked.append(key[:3]))
     weight = torch.zeros(5, 6)
-    for batch in (1, 2, 3, 4, 5, 64, 65):
+    for batch in (1, 2, 3, 4, 5, 64, 65, 256, 257, 5000):
         linear.choose_products(torch.zeros(batch, 6), weight)
-    assert asked == [(size, 5, 6) for size in (1, 2, 4, 4, 8, 64, 128)]
+    assert asked == [(size, 5, 6) for size in (1, 2, 4, 4, 8, 64, 128, 256, 256, 256)]
 
 
 @pytest.mark.parametrize(
