@@ -217,13 +217,14 @@ def _work(
     while True:
         try:
             message = connection.recv_bytes()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         try:
             reply = pickle.dumps(_reply(trainer, dataset, anchor, values, pickle.loads(message)))
         except Exception as error:
             reply = pickle.dumps(error)
-        connection.send_bytes(reply)
+        with suppress(BrokenPipeError):  # who asked has been interrupted, and is gone
+            connection.send_bytes(reply)
 
 
 def _reply(

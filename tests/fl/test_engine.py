@@ -1,5 +1,6 @@
 """Engines: workers change no bit, auto takes what is faster."""
 
+import gc
 import os
 import signal
 from dataclasses import replace
@@ -211,6 +212,29 @@ def test_processes_have_the_choices_of_who_forked_them(blobs, monkeypatch, batch
         settled = set(asked)
         linear.choose_products(*layer)
         assert set(asked) == settled
+
+
+class Slow(fl.CrossEntropy):
+    """A loss that takes its time."""
+
+    def gradient(self, logits, targets, class_counts):
+        sleep(0.05)
+        return super().gradient(logits, targets, class_counts)
+
+
+def test_processes_that_are_left_at_work_end_quietly(blobs, capfd):
+    engine = SerialEngine(FlatModel(drawn(nn.Linear(6, 4))), blobs, replace(CONFIG, workers=2))
+    processes = [worker._process for worker in engine._workers._all]
+    jobs = [job._replace(work=LocalWork(Slow())) for job in jobs_of(engine.model, blobs)]
+    results = engine.train(jobs, jobs[0].start.values)
+    next(results)
+    results.close()
+    del engine, results
+    gc.collect()
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_processes_end_with_their_engine(blobs):
