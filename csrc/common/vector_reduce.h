@@ -28,6 +28,9 @@ FEDKERN_ALWAYS_INLINE double max_of_lanes(const Vector<double>& v) {
 FEDKERN_ALWAYS_INLINE double sum_of_lanes(const Vector<double>& v) {
   return _mm512_reduce_add_pd(v);
 }
+FEDKERN_ALWAYS_INLINE float quick_sum_of_lanes(const Vector<float>& v) {
+  return _mm512_reduce_add_ps(v);
+}
 FEDKERN_ALWAYS_INLINE Wide<float> widen(const Vector<float>& v) {
   return {_mm512_cvtps_pd(_mm512_castps512_ps256(v)),
           _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1))};
@@ -52,6 +55,11 @@ FEDKERN_ALWAYS_INLINE double sum_of_lanes(const Vector<double>& v) {
   const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
   return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
+FEDKERN_ALWAYS_INLINE float quick_sum_of_lanes(const Vector<float>& v) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
 FEDKERN_ALWAYS_INLINE Wide<float> widen(const Vector<float>& v) {
   return {_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))};
 }
@@ -69,6 +77,9 @@ FEDKERN_ALWAYS_INLINE T max_of_lanes(const Vector<T>& v) {
 }
 FEDKERN_ALWAYS_INLINE double sum_of_lanes(const Vector<double>& v) {
   return v.lanes[0] + v.lanes[1];
+}
+FEDKERN_ALWAYS_INLINE float quick_sum_of_lanes(const Vector<float>& v) {
+  return (v.lanes[0] + v.lanes[2]) + (v.lanes[1] + v.lanes[3]);
 }
 FEDKERN_ALWAYS_INLINE Wide<float> widen(const Vector<float>& v) {
   using Lanes = Vector<double>::Lanes;
@@ -88,22 +99,7 @@ FEDKERN_ALWAYS_INLINE double sum_of_lanes(const Vector<float>& v) {
   return sum_of_lanes(wide.part[0] + wide.part[1]);
 }
 
-// The same, added up in T: a third of the work.
-#if defined(CPU_CAPABILITY_AVX512)
-FEDKERN_ALWAYS_INLINE float quick_sum_of_lanes(const Vector<float>& v) {
-  return _mm512_reduce_add_ps(v);
-}
-#elif defined(CPU_CAPABILITY_AVX2)
-FEDKERN_ALWAYS_INLINE float quick_sum_of_lanes(const Vector<float>& v) {
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
-#else
-FEDKERN_ALWAYS_INLINE float quick_sum_of_lanes(const Vector<float>& v) {
-  return (v.lanes[0] + v.lanes[2]) + (v.lanes[1] + v.lanes[3]);
-}
-#endif
+// quick_sum_of_lanes adds up in T: of floats a third of the work.
 FEDKERN_ALWAYS_INLINE double quick_sum_of_lanes(const Vector<double>& v) { return sum_of_lanes(v); }
 
 template <typename T>

@@ -1,4 +1,3 @@
-#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/linear.h>
@@ -10,6 +9,7 @@
 #include <utility>
 
 #include "common/ceil_div.h"
+#include "common/switch_dtype.h"
 #include "fl/layers.h"
 #include "fl/linear_kernel.h"
 
@@ -24,37 +24,27 @@ namespace {
 
 constexpr int64_t kThreadProducts = 1 << 19;  // a thread's least, in multiply-adds
 
-// run(begin, end) for all columns of C, in multiples of `step`.
+// run(share) for shares of all columns of C [rows, columns], in multiples of `step`.
 template <typename Run>
-void share_out(const ProductSizes& sizes, int64_t step, const Run& run) {
-  const int64_t of_step = std::max<int64_t>(1, sizes.rows * sizes.depth * step);
-  const int64_t grain = ceil_div(kThreadProducts, of_step);
-  at::parallel_for(0, ceil_div(sizes.columns, step), grain, [&](int64_t first, int64_t last) {
-    ProductSizes share = sizes;
-    share.begin = first * step;
-    share.end = std::min(last * step, sizes.columns);
-    run(share);
+void share_out(int64_t rows, int64_t columns, int64_t depth, int64_t step, const Run& run) {
+  const int64_t grain = ceil_div(kThreadProducts, std::max<int64_t>(1, rows * depth * step));
+  at::parallel_for(0, ceil_div(columns, step), grain, [&](int64_t first, int64_t last) {
+    run(ProductSizes{rows, columns, depth, first * step, std::min(last * step, columns)});
   });
-}
-
-// call(zero) with a zero of a tensor's dtype.
-template <typename Call>
-void with_dtype(const Tensor& like, const Call& call) {
-  AT_DISPATCH_FLOATING_TYPES(like.scalar_type(), "linear", [&] { call(scalar_t(0)); });
 }
 
 Tensor our_output(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
   TORCH_CHECK(x.size(1) == weight.size(1), "linear: wanted inputs of ", weight.size(1),
               " features, got ", x.size(1));
   const Tensor output = x.new_empty({x.size(0), weight.size(0)});
-  with_dtype(x, [&](auto zero) {
+  switch_float_or_double(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto& kernels = std::get<LinearKernels<T>>(linear_kernels());
     const T* const from = x.const_data_ptr<T>();
     const T* const w = weight.const_data_ptr<T>();
     const T* const b = bias ? bias->const_data_ptr<T>() : nullptr;
     T* const to = output.mutable_data_ptr<T>();
-    share_out({x.size(0), weight.size(0), x.size(1), 0, 0}, kernels.dot_columns,
+    share_out(x.size(0), weight.size(0), x.size(1), kernels.dot_columns,
               [&](const ProductSizes& share) { kernels.dot_rows(share, from, w, b, to); });
   });
   return output;
@@ -67,21 +57,20 @@ void combine(const T* a, int64_t a_row, int64_t a_step, const Tensor& b, const T
   const T* const from = b.const_data_ptr<T>();
   T* const result = to.mutable_data_ptr<T>();
   const int64_t rows = to.dim() == 1 ? 1 : to.size(0);
-  share_out({rows, b.size(1), b.size(0), 0, 0}, kernels.combine_columns,
-            [&](const ProductSizes& share) {
-              kernels.combine_rows(share, a, a_row, a_step, from, result);
-            });
+  share_out(rows, b.size(1), b.size(0), kernels.combine_columns, [&](const ProductSizes& share) {
+    kernels.combine_rows(share, a, a_row, a_step, from, result);
+  });
 }
 
 // a @ b; a may have any strides.
 void our_product(const Tensor& a, const Tensor& b, const Tensor& to) {
-  with_dtype(b, [&](auto zero) {
+  switch_float_or_double(b.scalar_type(), [&](auto zero) {
     combine(a.const_data_ptr<decltype(zero)>(), a.stride(0), a.stride(1), b, to);
   });
 }
 
 void our_sum_of_rows(const Tensor& rows, const Tensor& to) {
-  with_dtype(rows, [&](auto zero) {
+  switch_float_or_double(rows.scalar_type(), [&](auto zero) {
     const decltype(zero) one(1);
     combine(&one, 0, 0, rows, to);
   });

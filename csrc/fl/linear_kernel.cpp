@@ -23,8 +23,6 @@ constexpr int kDotRows = 4, kDotColumns = 6, kCombineRows = 8, kCombineVectors =
 constexpr int kDotRows = 3, kDotColumns = 4, kCombineRows = 6, kCombineVectors = 2;
 #endif
 
-FEDKERN_ALWAYS_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // call(n) with n = size, at least 1 and at most kMost, known to the compiler.
 template <int kMost, typename Call>
 FEDKERN_ALWAYS_INLINE void with_size(int64_t size, const Call& call) {
