@@ -35,9 +35,9 @@ class Chain(Protocol):
 def chain_of(model: FlatModel) -> Chain | None:
     """The model as a chain; None if it is none, or if someone listens to its layers."""
     modules = _flattened(model.module)
-    if model.buffers:  # no layer here has any
+    if modules is None or model.buffers:  # no layer here has any
         return None
-    if modules is None or torch.is_autocast_enabled(model.values.device.type):
+    if torch.is_autocast_enabled(model.values.device.type):
         return None
     if any(map(_is_watched, model.module.modules())):
         return None

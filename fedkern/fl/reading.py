@@ -55,18 +55,15 @@ class Reader:
         rows = sample_contiguous(stored)
         self._stored = rows.permute(0, 2, 3, 1) if rows.ndim == 4 else rows
         self._divisor = _divisor(stored.device)
-        self._is_one_pass = stored.dtype == torch.uint8 and stored.is_cpu
+        self._is_bytes = stored.dtype == torch.uint8
         self._reserve(0)
 
     def _reserve(self, samples: int) -> None:
         shape = (samples, *self._stored.shape[1:])
-        is_bytes = self._stored.dtype == torch.uint8
-        dtype = torch.float32 if is_bytes else self._stored.dtype
-        self._chosen = self._inputs = self._stored.new_empty(shape, dtype=dtype)
-        if is_bytes and not self._is_one_pass:
-            self._chosen = self._stored.new_empty(shape)
-        # By the number of samples: where they are chosen, converted, and what is handed out.
-        self._views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        dtype = torch.float32 if self._is_bytes else self._stored.dtype
+        self._inputs = self._stored.new_empty(shape, dtype=dtype)
+        # By the number of samples: where they are put, and what is handed out.
+        self._views: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, indices: Tensor) -> Tensor:
         """The inputs at some positions.
@@ -78,20 +75,19 @@ class Reader:
             [b, C, H, W] in channels-last memory, or [b, d]: float32 of uint8, else as stored.
         """
         samples = indices.shape[0]
-        if samples > self._chosen.shape[0]:
+        if samples > self._inputs.shape[0]:
             self._reserve(samples)
         if samples not in self._views:
             inputs = self._inputs[:samples]
             shown = inputs.permute(0, 3, 1, 2) if inputs.ndim == 4 else inputs
-            self._views[samples] = self._chosen[:samples], inputs, shown
-        chosen, inputs, shown = self._views[samples]
-        if self._is_one_pass:
+            self._views[samples] = inputs, shown
+        inputs, shown = self._views[samples]
+        if not self._is_bytes:
+            torch.index_select(self._stored, 0, indices, out=inputs)
+        elif self._stored.is_cpu:
             _library.read_batch(self._stored, indices, inputs)
-            return shown
-        torch.index_select(self._stored, 0, indices, out=chosen)
-        if inputs.dtype != chosen.dtype:
-            # Not torch.div with out: on the CPU that converts into new memory, then divides.
-            inputs.copy_(chosen).div_(self._divisor)
+        else:
+            inputs.copy_(self._stored.index_select(0, indices)).div_(self._divisor)
         return shown
 
 

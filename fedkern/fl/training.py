@@ -147,8 +147,7 @@ class Trainer:
         if self._chain is not None:
             size, largest = 1, min(self._config.batch_size, LARGEST)
             while size < 2 * largest:  # a choice holds up to a power of two
-                first = torch.arange(size, device=self._targets.device) % len(self._targets)
-                self._chain.forward(self._reader(first))
+                self._chain.forward(self._reader(self._samples(size)))
                 size *= 2
 
     def train(self, job: Job, anchor: Tensor) -> Trained:
@@ -187,13 +186,16 @@ class Trainer:
     def _warm_up(self) -> None:
         """Compiles, on a batch of samples that is then forgotten."""
         model, before = self.model, self.model.state.copy()
-        first = torch.arange(self._config.batch_size, device=model.values.device)
-        first %= len(self._targets)
+        samples = self._samples(self._config.batch_size)
         start_training(model.module, self._config.buffers)
         with model.interpolated():
-            self._backward(self._reader(first), self._targets[first], CrossEntropy(), None)
+            self._backward(self._reader(samples), self._targets[samples], CrossEntropy(), None)
         model.gradients.zero_()
         model.load(before)
+
+    def _samples(self, count: int) -> Tensor:
+        """The positions of so many samples, to try the model with."""
+        return torch.arange(count, device=self._targets.device) % len(self._targets)
 
     def _batches(self, plan: Plan, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs, valid until the next batch, and targets."""
