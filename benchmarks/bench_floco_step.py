@@ -17,7 +17,6 @@ from collections.abc import Callable
 from functools import partial
 from statistics import median
 
-import pytest
 import record
 import timing
 import torch
@@ -109,7 +108,7 @@ def test_step(device: str, threads: int) -> None:
     keep(times, "fedavg", {"measure": "step", "device": device, "threads": threads})
 
 
-@pytest.mark.parametrize("threads", sorted({1, torch.get_num_threads()}))
+@timing.on_cpu
 def test_statistics_of_round_tau(threads: int) -> None:
     dataset = images(CONFIG.clients * SAMPLES, "cpu")
     clients = fl.make_clients(dataset, fl.iid(dataset.y_train, CONFIG.clients, 0))

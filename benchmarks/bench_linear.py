@@ -13,8 +13,6 @@ The gradient of the input is wanted but for the MLP's first layer. `make bench
 ARGS="-k linear"` runs it.
 """
 
-import os
-
 import pytest
 import timing
 import torch
@@ -33,7 +31,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("threads", sorted({1, os.cpu_count() or 1}))
+@timing.on_cpu
 @pytest.mark.parametrize("layer", LAYERS)
 def test_linear(layer: str, threads: int) -> None:
     samples, outputs, inputs = LAYERS[layer]

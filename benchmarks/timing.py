@@ -43,6 +43,7 @@ _GPU = pytest.param("cuda", 1, marks=_NEEDS_GPU)
 everywhere = pytest.mark.parametrize(
     ("device", "threads"), [*(("cpu", threads) for threads in _THREADS), _GPU]
 )
+on_cpu = pytest.mark.parametrize("threads", _THREADS)
 on_one_thread = pytest.mark.parametrize(("device", "threads"), [("cpu", 1), _GPU])
 on_gpu = pytest.mark.parametrize(("device", "threads"), [_GPU])
 
