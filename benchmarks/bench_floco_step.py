@@ -14,7 +14,6 @@ shape: batch 50, ten endpoints of the last layer, momentum and weight decay.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from statistics import median
 
 import record
@@ -25,7 +24,6 @@ from torch import nn
 
 from fedkern import fl
 from fedkern.fl.engine import make_engine
-from fedkern.fl.simulation import ask_all
 from fedkern.fl.training import LocalWork
 from fedkern.nn import simplexify, subregion
 
@@ -114,10 +112,11 @@ def test_statistics_of_round_tau(threads: int) -> None:
     clients = fl.make_clients(dataset, fl.iid(dataset.y_train, CONFIG.clients, 0))
     method = fl.Floco(tau=1, endpoints=ENDPOINTS)
     engines = [make_engine(network(dataset, "cpu", m), dataset, CONFIG) for m in (0, ENDPOINTS)]
-    plain, on_simplex = (partial(ask_all, engine, clients, CONFIG, 1) for engine in engines)
+    plain, on_simplex = (fl.Server(engine, clients, CONFIG) for engine in engines)
+    on_simplex.number = method.tau
     steps = {
-        "training": lambda: [None for _ in plain(LocalWork(fl.CrossEntropy()))],
-        "statistics": lambda: method.begin_round(1, engines[1].model, on_simplex),
+        "training": lambda: [None for _ in plain.ask_all(LocalWork(fl.CrossEntropy()))],
+        "statistics": lambda: method.begin_round(on_simplex),
     }
     with timing.torch_threads(threads):
         times = timing.interleaved(steps, timing.wall_clock, rounds=5)

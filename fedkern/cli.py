@@ -1,4 +1,4 @@
-"""The command line: ``fedkern run``, ``fedkern compare`` and ``fedkern info``."""
+"""The command line: ``fedkern run``, ``compare``, ``methods`` and ``info``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import Field, fields
+from dataclasses import Field
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -18,6 +18,7 @@ from rich.table import Table
 import fedkern
 from fedkern import fl
 from fedkern.fl.experiment import Experiment
+from fedkern.fl.methods import PARTS, settings_of
 from fedkern.fl.report import RunFolder, file_name
 
 app = typer.Typer(
@@ -37,21 +38,28 @@ Loss = Annotated[
     str | None,
     typer.Option(help=f"what clients minimise: {', '.join(fl.LOSSES)} (default: the method's own)"),
 ]
+ServerOptimizer = Annotated[
+    str | None,
+    typer.Option(
+        help=f"what the server does with the clients' mean: {', '.join(fl.SERVER_OPTIMIZERS)} "
+        "(default avg)"
+    ),
+]
 Seeds = Annotated[int, typer.Option(help="how many seeds, from --seed upwards")]
 
 
 def _with_settings(command: Command) -> Command:
-    """Gives a command an option for every `setting` of the run, methods and losses, as **settings.
+    """Gives a command an option for every `setting` of run, methods and parts, as **settings.
 
     The settings are the only place that names and describes the options.
     """
     options: dict[str, tuple[Field[Any], Any]] = {}
-    owners: list[Any] = [fl.RunConfig, *fl.METHODS.values(), *fl.LOSSES.values()]
+    parts = [kind for kinds in PARTS.values() for kind in kinds.values()]
+    owners: list[Any] = [fl.RunConfig, *fl.METHODS.values(), *parts]
     for owner in owners:
         hints = get_type_hints(owner)
-        for field in fields(owner):
-            if "help" in field.metadata:  # the first owner's default is the one that is shown
-                options.setdefault(field.name, (field, hints[field.name]))
+        for field in settings_of(owner):  # the first owner's default is the one that is shown
+            options.setdefault(field.name, (field, hints[field.name]))
     signature = inspect.signature(command, eval_str=True)
     parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     for name, (field, kind) in options.items():
@@ -81,11 +89,12 @@ def run(
     out: Out = None,
     overwrite: Overwrite = False,
     loss: Loss = None,
+    server_optimizer: ServerOptimizer = None,
     **settings: Any,
 ) -> None:
     """Runs one method. The defaults shown are those of digits; other data sets have their own."""
     with _user_errors():
-        _run_experiment([method], seeds, out, overwrite, {"loss": loss, **settings})
+        _run_experiment([method], seeds, out, overwrite, _given(loss, server_optimizer, settings))
 
 
 @app.command()
@@ -96,6 +105,7 @@ def compare(
     out: Out = None,
     overwrite: Overwrite = False,
     loss: Loss = None,
+    server_optimizer: ServerOptimizer = None,
     **settings: Any,
 ) -> None:
     """Runs several methods on the same partitions, initial models, sampled clients and batches.
@@ -103,7 +113,37 @@ def compare(
     A method may have options of its own: 'floco --loss calibrated_ce'.
     """
     with _user_errors():
-        _run_experiment(methods, seeds, out, overwrite, {"loss": loss, **settings})
+        _run_experiment(methods, seeds, out, overwrite, _given(loss, server_optimizer, settings))
+
+
+@app.command()
+def methods() -> None:
+    """Lists the methods: what each is, its paper, options, what lasts from round to round."""
+    console = Console()
+    for name, kind in fl.METHODS.items():
+        table = Table(show_header=False, box=None, pad_edge=False)
+        console.print(f"{name}: {_first_line(kind)}", style="bold", highlight=False)
+        table.add_row("  paper", kind.paper)
+        table.add_row("  keeps", kind.keeps or "nothing")
+        table.add_row("  options", _options_of(kind))
+        for compat, faults in kind.faults.items():
+            table.add_row(f"  --compat {compat}", faults)
+        console.print(table, highlight=False)
+    for part, kinds in PARTS.items():
+        console.print(f"--{part.replace('_', '-')}, of every method", style="bold", highlight=False)
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for name, kind in kinds.items():
+            table.add_row(f"  {name}", f"{_first_line(kind)} {_options_of(kind)}")
+        console.print(table, highlight=False)
+
+
+def _first_line(kind: type[Any]) -> str:
+    return (kind.__doc__ or "").partition("\n")[0]
+
+
+def _options_of(kind: type[Any]) -> str:
+    options = {f.name: f.default for f in settings_of(kind) if f.default != ""}
+    return ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
 
 
 @app.command()
@@ -140,6 +180,12 @@ def _user_errors() -> Iterator[None]:
     except KeyboardInterrupt as error:
         typer.echo("fedkern: interrupted", err=True)
         raise typer.Exit(130) from error
+
+
+def _given(
+    loss: str | None, server_optimizer: str | None, settings: dict[str, Any]
+) -> dict[str, Any]:
+    return {"loss": loss, "server_optimizer": server_optimizer, **settings}
 
 
 def _run_experiment(

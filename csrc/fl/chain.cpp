@@ -55,7 +55,8 @@ void bind_chain(pybind11::module& m) {
       .value("TORCH", Products::kTorch)
       .value("ONEDNN", Products::kOneDnn);
   py::class_<Linear, Layer, std::shared_ptr<Linear>>(m, "Linear")
-      .def(py::init<Parameters, ChooseProducts>())
+      .def(py::init<Parameters, ChooseProducts, std::optional<int64_t>>(), py::arg("parameters"),
+           py::arg("choose"), py::arg("shared_outputs") = py::none())
       .def("forward", torch::wrap_pybind_function_no_gil(&Linear::forward))
       .def("backward", torch::wrap_pybind_function_no_gil(&Linear::backward));
   py::class_<Conv2d, Layer, std::shared_ptr<Conv2d>>(m, "Conv2d")

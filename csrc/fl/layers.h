@@ -74,7 +74,8 @@ class MaxPool2d : public Layer {
 
 class Linear : public Layer {
  public:
-  Linear(Parameters parameters, ChooseProducts choose);
+  // The input's gradient is that by the first `shared_outputs` outputs; all of them if not given.
+  Linear(Parameters parameters, ChooseProducts choose, std::optional<int64_t> shared_outputs);
   at::Tensor forward(const at::Tensor& x) override;
   at::Tensor backward(const at::Tensor& gradient, bool wanted) override;
   bool has_parameters() const override { return true; }
@@ -82,6 +83,7 @@ class Linear : public Layer {
  private:
   Parameters parameters_;
   ChooseProducts choose_;
+  int64_t shared_outputs_;
   std::unordered_map<int64_t, Products> chosen_;  // by the number of the input's rows
   // Of the latest pass:
   Products products_ = Products::kTorch;

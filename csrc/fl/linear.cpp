@@ -128,8 +128,10 @@ Tensor input_gradient_of(Products products, const Tensor& gradient, const Tensor
 
 }  // namespace
 
-Linear::Linear(Parameters parameters, ChooseProducts choose)
-    : parameters_(std::move(parameters)), choose_(std::move(choose)) {}
+Linear::Linear(Parameters parameters, ChooseProducts choose, std::optional<int64_t> shared_outputs)
+    : parameters_(std::move(parameters)),
+      choose_(std::move(choose)),
+      shared_outputs_(shared_outputs.value_or(parameters_.weight.size(0))) {}
 
 Tensor Linear::forward(const Tensor& x) {
   const bool is_matrix = x.dim() == 2;
@@ -156,7 +158,9 @@ Tensor Linear::backward(const Tensor& gradient, bool wanted) {
   if (products_ == Products::kOurs) rows = rows.contiguous();
   write_parameter_gradients(products_, rows, input_, parameters_);
   if (!wanted) return {};
-  return input_gradient_of(products_, rows, parameters_.weight).view(shape_);
+  return input_gradient_of(products_, rows.narrow(1, 0, shared_outputs_),
+                           parameters_.weight.narrow(0, 0, shared_outputs_))
+      .view(shape_);
 }
 
 }  // namespace fedkern

@@ -28,12 +28,20 @@ from .evaluation import (
     measure_local,
     predict,
 )
-from .losses import LOSSES, CalibratedCE, CrossEntropy
+from .losses import LOSSES, BalancedSoftmaxLoss, CalibratedCE, CrossEntropy, FedLCLoss
 from .methods import (
     METHODS,
+    BalancedSoftmax,
+    Climb,
     Ditto,
     FedAvg,
     FedGA,
+    FedLC,
+    FedNTD,
+    FedPer,
+    FedProx,
+    FedRL,
+    FedRoD,
     Floco,
     FlocoPlus,
     Method,
@@ -56,6 +64,14 @@ from .partition import (
 )
 from .reading import Reader, scaled
 from .seeding import Draws, generator
+from .server import Server
+from .server_optimizers import (
+    SERVER_OPTIMIZERS,
+    ServerAdam,
+    ServerAverage,
+    ServerMomentum,
+    ServerYogi,
+)
 from .simulation import Round, sample_clients, simulate
 
 __all__ = [
@@ -66,8 +82,12 @@ __all__ = [
     "MLP",
     "MODELS",
     "PARTITIONS",
+    "SERVER_OPTIMIZERS",
+    "BalancedSoftmax",
+    "BalancedSoftmaxLoss",
     "CalibratedCE",
     "Client",
+    "Climb",
     "ConfigError",
     "CrossEntropy",
     "Dataset",
@@ -76,6 +96,13 @@ __all__ = [
     "Evaluation",
     "FedAvg",
     "FedGA",
+    "FedLC",
+    "FedLCLoss",
+    "FedNTD",
+    "FedPer",
+    "FedProx",
+    "FedRL",
+    "FedRoD",
     "Floco",
     "FlocoCNN",
     "FlocoPlus",
@@ -89,6 +116,11 @@ __all__ = [
     "Round",
     "RunConfig",
     "RunError",
+    "Server",
+    "ServerAdam",
+    "ServerAverage",
+    "ServerMomentum",
+    "ServerYogi",
     "Update",
     "build_method",
     "build_methods",

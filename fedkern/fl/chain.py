@@ -19,6 +19,7 @@ from fedkern import _library
 from fedkern.nn import SimplexConv2d, SimplexLinear, is_pass
 
 from .flat import FlatModel
+from .heads import TwoHeads
 from .linear import choose_products
 
 
@@ -111,6 +112,11 @@ def _linear(module: nn.Linear | SimplexLinear, weights: Weights) -> Any:
     return _library.Linear(_parameters(module, weights), choose_products)
 
 
+def _two_heads(module: TwoHeads, weights: Weights) -> Any:
+    parameters = _parameters(module, weights)
+    return _library.Linear(parameters, choose_products, module.out_features // 2)
+
+
 def _conv2d(module: nn.Conv2d | SimplexConv2d, weights: Weights) -> Any:
     if module.padding_mode != "zeros" or isinstance(module.padding, str):
         raise _UnsupportedError
@@ -136,6 +142,7 @@ _LAYERS: dict[type[nn.Module], Callable[[Any, Weights], Any]] = {
     nn.LeakyReLU: _leaky_relu,
     nn.MaxPool2d: _max_pool2d,
     nn.Linear: _linear,
+    TwoHeads: _two_heads,
     nn.Conv2d: _conv2d,
     SimplexLinear: _linear,
     SimplexConv2d: _conv2d,

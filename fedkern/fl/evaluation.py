@@ -129,13 +129,16 @@ def evaluate(
     return measure(predict(model, inputs, batch_size=batch_size), targets, num_classes)
 
 
-def measure(logits: Tensor, targets: Tensor, num_classes: int) -> Evaluation:
+def measure(
+    logits: Tensor, targets: Tensor, num_classes: int, *, softmax_twice: bool = False
+) -> Evaluation:
     """Evaluates predictions.
 
     Args:
         logits: [n, num_classes], n > 0, on the CPU.
         targets: class indices, int64 [n].
         num_classes: how many classes the logits have.
+        softmax_twice: in the error asymmetry, as FedGA's published code does by mistake.
     """
     # Here, for it takes a second to import.
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
@@ -148,7 +151,9 @@ def measure(logits: Tensor, targets: Tensor, num_classes: int) -> Evaluation:
         samples=len(targets),
         accuracy=multiclass_accuracy(logits, targets, average="micro", **settings).item(),
         macro_f1=multiclass_f1_score(logits, targets, average="macro", **settings).item(),
-        error_asymmetry=error_asymmetry(logits, targets).nanmean().item(),
+        error_asymmetry=error_asymmetry(logits.softmax(1) if softmax_twice else logits, targets)
+        .nanmean()
+        .item(),
         cross_entropy=F.cross_entropy(logits, targets).item(),
         calibration_error=_calibration_error(logits, targets, num_classes),
         per_class_accuracy=recalls.where(counts > 0, torch.nan).tolist(),

@@ -155,6 +155,12 @@ class FlatModel:
         """The endpoints of all simplex layers, [M, D]."""
         return self.layout.endpoints(self.values)
 
+    def places(self) -> dict[nn.Parameter, Tensor]:
+        """Where in `values` each trained parameter's entries are, int64 of its shape."""
+        named = dict(self.module.named_parameters())
+        positions = torch.arange(self.layout.num_values, device=self.values.device)
+        return {named[name]: view for name, view in self.layout.parameters(positions).items()}
+
     def interpolated(self) -> AbstractContextManager[None]:
         """While in it, the simplex layers have the weights that `stand_at` computes."""
         return interpolated(self.module, self.weights)

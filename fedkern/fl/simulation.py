@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -24,11 +23,13 @@ from .errors import NonFiniteModelError
 from .evaluation import Evaluation, LocalEvaluation, measure, measure_local, predict
 from .flat import FlatModel, State
 from .methods import Method, Update
-from .seeding import Draws, generator
-from .training import Job, LocalWork
+from .seeding import generator
+from .server import Server
 from .workers import num_workers
 
-BUFFERS = "buffers"  # in a client's state, where clients keep theirs: the model's buffers
+# In a client's state, where clients keep theirs: the model's buffers, and the parameters that the
+# method leaves with the clients.
+BUFFERS, PRIVATE = "buffers", "private"
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class Round:
         seconds: wall-clock time of sampling, training and aggregation, without evaluation.
         train_loss: plain cross entropy of the round's training batches, mean over samples; nan if
             no sampled client holds data.
-        evaluation: of the global model on the global test data.
+        evaluation: of the global model on the global test data; None where the method has no
+            global model, too.
         global_on_local: of the global model on the clients' local test data; None where they have
-            none.
+            none, too.
         personal_on_local: of each client's own model on its local test data; None where clients
             have no models of their own, too.
         engine: what trained the clients, and what was chosen: `Engine.facts`.
@@ -81,21 +83,29 @@ def simulate(
     """
     method.prepare(model, clients, generator(config.seed, "method"))
     engine = make_engine(model, clients[0].dataset, config)
+    server = Server(engine, clients, config)
+    private = method.private(engine.model)
     for number in range(1, config.rounds + 1):
         started = perf_counter()
         train_loss = math.nan
-        method.begin_round(number, engine.model, partial(ask_all, engine, clients, config, number))
-        sampled = sample_clients(len(clients), config, number)
-        active = [clients[k] for k in sampled if len(clients[k]) > 0]  # the others have weight 0
-        if active:
-            aggregate = method.aggregate(_updates(method, engine, active, config, number))
-            engine.model.load(aggregate.state)
+        sampled = [clients[k] for k in sample_clients(len(clients), config, number)]
+        server.number = number
+        server.active = [client for client in sampled if len(client) > 0]  # others have weight 0
+        method.begin_round(server)
+        if server.active:
+            before = engine.model.state.copy()
+            aggregate = method.aggregate(_updates(method, server, engine, before, private, config))
+            after = method.server_optimizer.step(before, aggregate.state, server.state)
+            if private is not None:  # to the bit
+                after.values[private] = before.values[private].to(after.values.dtype)
+            engine.model.load(after)
             train_loss = aggregate.train_loss.item()
+        _check_finite(engine.model, number, train_loss)
+        method.end_round(server)
         seconds = perf_counter() - started
 
-        _check_finite(engine.model, number, train_loss)
         if number % config.eval_every == 0 or number == config.rounds:
-            evaluations = _evaluate(method, engine.model, clients, config)
+            evaluations = _evaluate(method, server, private, config)
             yield Round(number, seconds, train_loss, *evaluations, engine.facts)
         else:
             yield Round(number, seconds, train_loss, engine=engine.facts)
@@ -108,77 +118,87 @@ def sample_clients(clients: int, config: RunConfig, number: int) -> list[int]:
 
 
 def _updates(
-    method: Method, engine: Engine, active: list[Client], config: RunConfig, number: int
+    method: Method,
+    server: Server,
+    engine: Engine,
+    before: State,
+    private: Tensor | None,
+    config: RunConfig,
 ) -> Iterator[Update]:
     """Trains the active clients from the global state; what they keep is put in their states."""
-    anchor = engine.model.state.copy()
-    for works in zip(*map(method.local_work, active), strict=True):
+    for works in zip(*map(method.local_work, server.active), strict=True):
         jobs = []
-        for client, work in zip(active, works, strict=True):
-            start = State(anchor.values, client.state.get(BUFFERS, anchor.buffers))
+        for client, work in zip(server.active, works, strict=True):
+            start = State(before.values, client.state.get(BUFFERS, before.buffers))
             if work.keeps is not None:
                 start = client.state.get(work.keeps, start)
-            draws = Draws(config.seed, number, client.number, work.purpose)
-            jobs.append(Job(client, work, start, draws))
-        for job, trained in zip(jobs, engine.train(jobs, anchor.values), strict=True):
-            client = job.client
+            elif PRIVATE in client.state:
+                start = start._replace(values=_with_private(before.values, private, client))
+            jobs.append(server.job(client, work, start))
+        for job, trained in zip(jobs, engine.train(jobs, before.values), strict=True):
+            client, state = job.client, trained.state
             if job.work.keeps is not None:
-                client.state[job.work.keeps] = trained.state.copy()
+                client.state[job.work.keeps] = state.copy()
                 continue
             if config.buffers == "local":
-                client.state[BUFFERS] = trained.state.copy().buffers
-            yield Update(trained.state, len(client), trained.train_loss)
+                client.state[BUFFERS] = state.copy().buffers
+            if private is not None:  # the server sees what it has sent
+                client.state[PRIVATE] = state.values[private]
+                state.values[private] = before.values[private]
+            yield Update(state, len(client), trained.train_loss)
 
 
-def ask_all(
-    engine: Engine, clients: Sequence[Client], config: RunConfig, number: int, work: LocalWork
-) -> Iterator[tuple[Client, State]]:
-    """What every client with data makes of the global state; the model holds that after it."""
-    anchor = engine.model.state.copy()
-    jobs = [
-        Job(client, work, anchor, Draws(config.seed, number, client.number, work.purpose))
-        for client in clients
-        if len(client) > 0
-    ]
-    for job, trained in zip(jobs, engine.train(jobs, anchor.values), strict=True):
-        yield job.client, trained.state
-    engine.model.load(anchor)
+def _with_private(values: Tensor, private: Tensor | None, client: Client) -> Tensor:
+    """The global parameters, but for those that the client has of its own."""
+    assert private is not None
+    return values.index_copy(0, private, client.state[PRIVATE])
 
 
 def _evaluate(
-    method: Method, model: FlatModel, clients: Sequence[Client], config: RunConfig
-) -> tuple[Evaluation, LocalEvaluation | None, LocalEvaluation | None]:
+    method: Method, server: Server, private: Tensor | None, config: RunConfig
+) -> tuple[Evaluation | None, LocalEvaluation | None, LocalEvaluation | None]:
     """The global model on the global test data; it and the clients' own on their local ones."""
+    model, clients = server.model, server.clients
     dataset = clients[0].dataset
     x, y, num_classes = dataset.x_test, dataset.y_test, dataset.num_classes
-    logits = predict(model.module, x, workers=num_workers(config, x.device))
-    evaluation = measure(logits, y, num_classes)
+    evaluation = global_on_local = None
+    with method.global_model(server):
+        logits = predict(model.module, x, workers=num_workers(config, x.device))
+    if method.has_global_model:
+        evaluation = measure(logits, y, num_classes, softmax_twice=method.compat == "fedga")
     if not any(len(client.test_indices) for client in clients):
         return evaluation, None, None
     targets = [y[client.test_indices] for client in clients]
     of_global = [logits[client.test_indices.to(logits.device)] for client in clients]
-    global_on_local = measure_local(of_global, targets, num_classes)
+    if method.has_global_model:
+        global_on_local = measure_local(of_global, targets, num_classes)
 
     own_buffers = config.buffers == "local" and bool(model.buffers)
     if not (method.personalises or own_buffers):
         return evaluation, global_on_local, None
     of_clients = [
-        _personal_logits(method, model, client, shared)
+        _personal_logits(method, model, client, private, shared)
         for client, shared in zip(clients, of_global, strict=True)
     ]
     return evaluation, global_on_local, measure_local(of_clients, targets, num_classes, "personal")
 
 
-def _personal_logits(method: Method, model: FlatModel, client: Client, shared: Tensor) -> Tensor:
+def _personal_logits(
+    method: Method, model: FlatModel, client: Client, private: Tensor | None, shared: Tensor
+) -> Tensor:
     """The client's own model on its local test data; `shared` are the global model's logits."""
-    buffers, personal = client.state.get(BUFFERS), method.personal_model(model, client)
-    if len(shared) == 0 or (buffers is None and personal is None):
+    own = State(model.values, client.state.get(BUFFERS, model.buffers))
+    if PRIVATE in client.state:
+        own = own._replace(values=_with_private(model.values, private, client))
+    personal = method.personal_model(model, client)
+    is_global = own.values is model.values and own.buffers is model.buffers
+    if len(shared) == 0 or (is_global and personal is None):
         return shared
-    with ExitStack() as own:
-        if buffers is not None:
-            own.enter_context(model.holding(State(model.values, buffers)))
+    with ExitStack() as stack:
+        if not is_global:
+            stack.enter_context(model.holding(own))
         if personal is not None:
-            own.enter_context(personal)
+            stack.enter_context(personal)
         return predict(model.module, client.dataset.x_test, client.test_indices)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from .config import RunConfig
 from .data import Dataset
 from .flat import FlatModel, State
 from .linear import LARGEST
-from .losses import CrossEntropy, Loss
+from .losses import CalibratedCE, CrossEntropy, Loss
 from .reading import Reader, sent
 from .seeding import Draws
 
@@ -32,20 +33,31 @@ class LocalWork:
 
     Attributes:
         loss: what its SGD minimises.
+        constants: what the loss needs to know beside what it asks of the client.
         purpose: keys its draws: work of another purpose has other ones.
         keeps: the name in `Client.state` of the model that is trained and kept there, a `State`;
             the global model at first. None: a copy of the global model, for the server.
         pull: the gradient has pull (w - w_global) added, before it is clipped.
         center, radius: the subregion of the simplex whose points are trained, an L1 ball around
             `center` [M]; the whole simplex if it is None.
+        sampler: `method` of `fedkern.simplex.sample_ball`.
+        anchor_scale: a fault of published code: so many times w_global in `pull`.
+        pulls_evenly: another: instead, each tensor of the gradient has pull / 2 times the unit
+            vector of its w - w_global added.
+        in_eval_mode: another: batch norm and dropout work as in evaluation.
     """
 
     loss: Loss
+    constants: tuple[Tensor, ...] = ()
     purpose: str = ""
     keeps: str | None = None
     pull: float = 0.0
     center: Tensor | None = None
     radius: float = 0.0
+    sampler: simplex.SampleMethod = "exact"
+    anchor_scale: float = 1.0
+    pulls_evenly: bool = False
+    in_eval_mode: bool = False
 
 
 class Job(NamedTuple):
@@ -111,7 +123,8 @@ def _points(job: Job, model: FlatModel, steps: int) -> Tensor | None:
     draws = job.draws("alpha")
     if center is None:
         return simplex.sample(size, [steps], generator=draws, device=device, dtype=dtype)
-    return simplex.sample_ball(center.to(device, dtype), radius, steps, generator=draws)
+    center, method = center.to(device, dtype), job.work.sampler
+    return simplex.sample_ball(center, radius, steps, method=method, generator=draws)
 
 
 class Trainer:
@@ -126,6 +139,7 @@ class Trainer:
         self.model = model
         self._reader = Reader(dataset.x_train)
         self._targets = dataset.y_train
+        self._num_classes = dataset.num_classes
         self._config = config
         self._momentum = torch.zeros_like(model.values) if config.momentum else None
         self._chain = chain_of(model) if config.layers == "fast" and not config.compile else None
@@ -157,31 +171,59 @@ class Trainer:
             job: of a client with at least a sample.
             anchor: the global parameters, [P].
         """
-        model, config = self.model, self._config
+        model, config, work = self.model, self._config, job.work
         plan = Plan.of(job, model, config)
         labels = self._targets.index_select(0, plan.order.flatten())
-        loss, class_counts = job.work.loss, job.work.loss.class_counts(job.client)
+        constants = (*work.loss.constants(job.client), *work.constants)
+        of_teacher: Iterator[tuple[Tensor, ...]] = repeat(())
+        if work.loss.needs_teacher:
+            of_teacher = self._of_teacher(plan, State(anchor, job.start.buffers))
         model.load(job.start)
         if self._chain is None:  # which has no modes, and writes gradients over what was there
             model.gradients.zero_()
-            start_training(model.module, config.buffers)
+            start_training(model.module, config.buffers, in_eval_mode=work.in_eval_mode)
         if self._momentum is not None:
             self._momentum.zero_()
-        sgd_step = sgd_for(
-            job.work, config, anchor, self._momentum, zero_gradients=self._chain is None
-        )
+        near = anchor if work.anchor_scale == 1 else work.anchor_scale * anchor
+        sgd_step = sgd_for(work, config, near, self._momentum, zero_gradients=self._chain is None)
         logits = []
         with model.interpolated():
-            for step, (inputs, targets) in enumerate(self._batches(plan, labels)):
+            batches = zip(self._batches(plan, labels), of_teacher, strict=False)
+            for step, ((inputs, targets), taught) in enumerate(batches):
                 alpha = None if plan.points is None else plan.points[step]
                 if alpha is not None:
                     model.stand_at(alpha)
-                logits.append(self._backward(inputs, targets, loss, class_counts))
+                logits.append(self._backward(inputs, targets, work.loss, (*constants, *taught)))
+                if work.pulls_evenly:
+                    _pull_evenly(model, anchor, work.pull)
                 sgd_step(model.values, model.gradients, alpha=alpha)
         # Once a job, for a second loss at every batch would cost as much as the first.
         plain = CrossEntropy()
-        train_loss = plain(torch.cat(logits), labels, plain.class_counts(job.client))
+        shown = torch.cat(logits)[:, : self._num_classes]  # FedRoD has another head's beside them
+        train_loss = plain(shown, labels, *plain.constants(job.client))
         return Trained(model.state, train_loss)
+
+    @torch.no_grad()
+    def _of_teacher(self, plan: Plan, teacher: State) -> Iterator[tuple[Tensor]]:
+        """A teacher's logits for all batches, in evaluation mode; the model holds it then.
+
+        Samples that look the same in every epoch are looked at once.
+        """
+        model, epochs = self.model, len(plan.order)
+        first = plan if plan.windows is not None else replace(plan, order=plan.order[:1])
+        model.load(teacher)
+        model.module.eval()
+        forward = model.module if self._chain is None else self._chain.forward
+        with model.interpolated():
+            if plan.points is not None:
+                model.stand_at(torch.full_like(plan.points[0], 1 / model.layout.num_endpoints))
+            batches = self._batches(first, first.order.flatten())
+            logits = torch.cat([forward(inputs).clone() for inputs, _ in batches])
+        by_epoch = logits.view(len(first.order), -1, logits.shape[-1])
+        if len(first.order) < epochs:
+            positions, where = plan.order[0].sort()
+            by_epoch = by_epoch[0, where[torch.searchsorted(positions, plan.order)]]
+        return ((part,) for epoch in by_epoch for part in epoch.split(self._config.batch_size))
 
     def _warm_up(self) -> None:
         """Compiles, on a batch of samples that is then forgotten."""
@@ -189,7 +231,7 @@ class Trainer:
         samples = self._samples(self._config.batch_size)
         start_training(model.module, self._config.buffers)
         with model.interpolated():
-            self._backward(self._reader(samples), self._targets[samples], CrossEntropy(), None)
+            self._backward(self._reader(samples), self._targets[samples], CalibratedCE(), ())
         model.gradients.zero_()
         model.load(before)
 
@@ -209,18 +251,18 @@ class Trainer:
                 yield inputs if windows is None else through_windows(inputs, windows[i]), batch
 
     def _backward(
-        self, inputs: Tensor, targets: Tensor, loss: Loss, class_counts: Tensor | None
+        self, inputs: Tensor, targets: Tensor, loss: Loss, constants: tuple[Tensor, ...]
     ) -> Tensor:
         """Adds a batch's gradients to the model's, which are 0; returns the logits."""
         if self._chain is not None:
             logits = self._chain.forward(inputs)
-            self._chain.backward(loss.gradient(logits, targets, class_counts))
+            self._chain.backward(loss.gradient(logits, targets, *constants))
             return logits
         forward: Callable[[Tensor], Tensor] = self.model.module
         if self._compiled is not None and len(inputs) == self._config.batch_size:
             forward = self._compiled
         logits = forward(inputs)
-        torch.autograd.backward(loss(logits, targets, class_counts))
+        torch.autograd.backward(loss(logits, targets, *constants))
         return logits.detach()
 
 
@@ -233,22 +275,31 @@ def sgd_for(
     zero_gradients: bool,
 ) -> Callable[..., None]:
     """`fedkern.optim.sgd_step_` with a run's settings, for one model or for several."""
+    pull = 0.0 if work.pulls_evenly else work.pull
     return partial(
         sgd_step_,
         lr=config.lr,
         momentum_buffer=momentum_buffer,
-        anchor=anchor if work.pull else None,
+        anchor=anchor if pull else None,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         max_norm=config.clip,
-        pull=work.pull,
+        pull=pull,
         zero_grad=zero_gradients,
     )
 
 
-def start_training(module: nn.Module, buffers: str) -> None:
+def start_training(module: nn.Module, buffers: str, *, in_eval_mode: bool = False) -> None:
     """Training mode; with frozen buffers, modules that keep statistics use them as they are."""
-    module.train()
+    module.train(not in_eval_mode)
     if buffers == "frozen":
         for part in module.modules():
-            part.training = not any(True for _ in part.buffers(recurse=False))
+            part.training &= not any(True for _ in part.buffers(recurse=False))
+
+
+def _pull_evenly(model: FlatModel, anchor: Tensor, pull: float) -> None:
+    """Adds what the published code has for FedProx's term: of the norms, not of their squares."""
+    before, gradients = model.layout.plain(anchor), model.layout.plain(model.gradients)
+    for name, value in model.layout.plain(model.values).items():
+        away = value - before[name]
+        gradients[name].add_(away / away.norm().clamp(min=1e-30), alpha=pull / 2)

@@ -59,6 +59,8 @@ class VmapEngine:
             yield from self._train(jobs[first : first + size], anchor)
 
     def _train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
+        if any(job.work.in_eval_mode or job.work.pulls_evenly for job in jobs):
+            raise ConfigError("engine: wanted serial with compat fedga, got vmap")
         plan = _Plans(jobs, self.model, self._dataset, self._config)
         versions = [buffer._version for buffer in self.model.buffers]
         values, train_losses = self._stack_for(jobs, plan).train(jobs, plan, anchor)
@@ -162,8 +164,11 @@ class _Stack:
         ]
         for leaf in self._leaves:
             leaf.requires_grad_()
-        self._counts = _class_counts(jobs)
+        self._constants = _constants(jobs)
+        self._num_classes = dataset.num_classes
         self._read = Reader(dataset.x_train)
+        # The teacher's logits of every step, [steps, K, batch, C], if the loss needs them.
+        self._taught: Tensor | None = None
         self._train_losses = torch.zeros(k, dtype=torch.float32, device=model.values.device)
         # What a step reads is at the place of `step`, on the device: so a graph can move on.
         self._step = torch.zeros(1, dtype=torch.int64, device=model.values.device)
@@ -196,18 +201,36 @@ class _Stack:
             row.copy_(job.start.values)
         if self._momentum is not None:
             self._momentum.zero_()
-        self._anchor.copy_(anchor)
+        torch.mul(anchor, jobs[0].work.anchor_scale, out=self._anchor)
         self._train_losses.zero_()
         self._step.zero_()
-        counts = _class_counts(jobs)
-        if self._counts is not None and counts is not None:
-            self._counts.copy_(counts)
+        for kept, constants in zip(self._constants, _constants(jobs), strict=True):
+            kept.copy_(constants)
+        taught = None
+        if self._work.loss.needs_teacher:
+            taught = self._of_teacher(plan, State(anchor, jobs[0].start.buffers))
         if self._graph is None:
-            self._plan = plan
-        else:  # the graph reads where the first plan lies
-            for name, values in vars(plan).items():
-                if values is not None and name != "samples":
-                    getattr(self._plan, name)[: len(values)].copy_(values)
+            self._plan, self._taught = plan, taught
+            return
+        # The graph reads where the first plan lies.
+        for name, values in vars(plan).items():
+            if values is not None and name != "samples":
+                getattr(self._plan, name)[: len(values)].copy_(values)
+        if self._taught is not None and taught is not None:
+            self._taught[: len(taught)].copy_(taught)
+
+    @torch.no_grad()
+    def _of_teacher(self, plan: _Plans, teacher: State) -> Tensor:
+        """A teacher's logits for the samples of all steps; the model holds it then."""
+        self._model.load(teacher)
+        self._model.module.eval()
+        logits = []
+        for step in range(len(plan.order)):
+            inputs = self._read(plan.order[step].flatten())
+            if plan.windows is not None:
+                inputs = through_windows(inputs, plan.windows[step].flatten(0, 1))
+            logits.append(self._model.module(inputs).view(*plan.order[step].shape, -1))
+        return torch.stack(logits)
 
     def _do_step(self) -> None:
         plan = self._plan
@@ -228,13 +251,15 @@ class _Stack:
         logits = torch.vmap(self._forward, randomness="different")(
             self._parameters, self._weights, batches
         )
-        in_dims = (0, 0, None if self._counts is None else 0)
-        losses = torch.vmap(self._work.loss, in_dims)(logits, targets, self._counts)
+        constants = [*self._constants]
+        if self._taught is not None:
+            constants.append(now(self._taught))
+        losses = torch.vmap(self._work.loss)(logits, targets, *constants)
         gradients = torch.autograd.grad(losses.sum(), self._leaves, materialize_grads=True)
         torch._foreach_copy_(self._leaf_gradients, gradients)
         self._sgd_step(self._values, self._gradients, alpha=alpha, active=now(plan.active))
         plain = F.cross_entropy(
-            logits.detach().flatten(0, 1).float(),
+            logits.detach().flatten(0, 1)[:, : self._num_classes].float(),
             targets.flatten(),
             ignore_index=IGNORED,
             reduction="none",
@@ -253,8 +278,8 @@ class _Stack:
 
     def _capture(self, jobs: Sequence[Job], plan: _Plans, anchor: Tensor) -> None:
         """Makes the step a graph; what its trial runs change is loaded anew before training."""
-        start_training(self._model.module, self._config.buffers)
         self._load(jobs, plan, anchor)
+        start_training(self._model.module, self._config.buffers)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -274,6 +299,7 @@ class _Stack:
             self._graph = graph
 
 
-def _class_counts(jobs: Sequence[Job]) -> Tensor | None:
-    counts = [job.work.loss.class_counts(job.client) for job in jobs]
-    return None if counts[0] is None else torch.stack(counts)  # type: ignore[arg-type]
+def _constants(jobs: Sequence[Job]) -> list[Tensor]:
+    """What the loss needs to know of the clients: its constants, [K, ...] each."""
+    by_job = [(*job.work.loss.constants(job.client), *job.work.constants) for job in jobs]
+    return [torch.stack(values) for values in zip(*by_job, strict=True)]

@@ -14,6 +14,7 @@ from fedkern import fl
 from fedkern.fl import training
 from fedkern.fl.chain import chain_of
 from fedkern.fl.flat import FlatModel
+from fedkern.fl.heads import TwoHeads
 from fedkern.nn import simplexify
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -82,6 +83,13 @@ def with_one_relu():
     return nn.Sequential(nn.Conv2d(3, 5, 3), relu, nn.Flatten(), *layers)
 
 
+def two_heads(bias):
+    """Two classifiers of two classes each, of which the second sends no gradient back."""
+    layer = nn.Linear(6, 2, bias)
+    TwoHeads.become(layer)
+    return layer
+
+
 CHAINS = {
     "one layer": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 4)),
     "nested": lambda: nn.Sequential(
@@ -122,6 +130,10 @@ CHAINS = {
         nn.Conv2d(6, 4, 3, padding=1, groups=2),
         nn.Flatten(),
         nn.Linear(160, 4),
+    ),
+    "two heads": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), two_heads(True)),
+    "two heads without bias": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 6), two_heads(False)
     ),
     "pooling": lambda: nn.Sequential(
         nn.Conv2d(3, 4, 1),

@@ -229,9 +229,9 @@ def test_statistics_do_not_touch_personal_models(blobs):
     seen = []
 
     class Spy(fl.FlocoPlus):
-        def begin_round(self, number, model, ask_all):
+        def begin_round(self, server):
             before = [client.state.get(PERSONAL) for client in clients]
-            super().begin_round(number, model, ask_all)
+            super().begin_round(server)
             seen.append(
                 [client.state.get(PERSONAL) is b for client, b in zip(clients, before, strict=True)]
             )
@@ -356,9 +356,9 @@ def test_a_client_that_joins_after_tau_takes_part(blobs):
     seen, rounds = [], []
 
     class Spy(fl.Floco):
-        def begin_round(self, number, model, ask_all):
-            rounds.append(number)
-            super().begin_round(number, model, ask_all)
+        def begin_round(self, server):
+            rounds.append(server.number)
+            super().begin_round(server)
 
         def local_work(self, client):
             seen.append((rounds[-1], client.number, "center" in client.state))
@@ -451,6 +451,8 @@ def test_published_defaults():
         "endpoints": 10,
         "tau": 250,
         "rho": 0.1,
+        "server_optimizer": fl.ServerAverage(),
+        "compat": "",
     }
     assert fl.FlocoPlus().lamda == fl.Ditto().lamda == 1.0
 

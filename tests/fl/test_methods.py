@@ -124,9 +124,9 @@ def test_fedga_passes_its_options_to_the_loss(blobs):
     for calibration in ("label", "gradient"):
         for counts, given in (("batch", None), ("client", torch.tensor([3, 1, 1, 0]))):
             method = fl.build_method("fedga", calibration=calibration, counts=counts)
-            loss = partial(method.loss, class_counts=method.loss.class_counts(client))
+            constants = method.loss.constants(client)
             # A batch that is not the whole client, so that its counts are others.
-            ours = torch.autograd.grad(loss(logits[1:], labels[1:]), logits)
+            ours = torch.autograd.grad(method.loss(logits[1:], labels[1:], *constants), logits)
             direct = fedkern.calibrated_ce(
                 logits[1:], labels[1:], class_counts=given, calibration=calibration
             )

@@ -211,10 +211,10 @@ def test_statistics_at_tau_leave_buffers_alone(blobs):
     seen = []
 
     class Spy(fl.Floco):
-        def begin_round(self, number, model, ask_all):
-            before = [b.clone() for b in model.buffers]
-            super().begin_round(number, model, ask_all)
-            seen.append(all(map(torch.equal, before, model.buffers)))
+        def begin_round(self, server):
+            before = [b.clone() for b in server.model.buffers]
+            super().begin_round(server)
+            seen.append(all(map(torch.equal, before, server.model.buffers)))
 
     for buffers in ("aggregate", "local"):
         run(blobs, buffers, Spy(endpoints=2, tau=2))

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import Field, fields
 from typing import Any, get_type_hints
 
 from ..errors import ConfigError, unknown_name
 from ..losses import LOSSES
+from ..server_optimizers import SERVER_OPTIMIZERS
+from .balanced_softmax import BalancedSoftmax
 from .base import Method, Update
+from .climb import Climb
 from .ditto import Ditto
 from .fedavg import FedAvg
 from .fedga import FedGA
+from .fedlc import FedLC
+from .fedntd import FedNTD
+from .fedper import FedPer
+from .fedprox import FedProx
+from .fedrl import FedRL
+from .fedrod import FedRoD
 from .floco import Floco
 from .floco_plus import FlocoPlus
 
 __all__ = [
     "METHODS",
+    "PARTS",
+    "BalancedSoftmax",
+    "Climb",
     "Ditto",
     "FedAvg",
     "FedGA",
+    "FedLC",
+    "FedNTD",
+    "FedPer",
+    "FedProx",
+    "FedRL",
+    "FedRoD",
     "Floco",
     "FlocoPlus",
     "Method",
@@ -28,6 +46,7 @@ __all__ = [
     "build_method",
     "build_methods",
     "describe",
+    "settings_of",
 ]
 
 # Dataclasses that are a `Method`; their fields are options on the command line.
@@ -37,24 +56,39 @@ METHODS: dict[str, type[Any]] = {
     "floco": Floco,
     "floco+": FlocoPlus,
     "ditto": Ditto,
+    "fedprox": FedProx,
+    "climb": Climb,
+    "fedntd": FedNTD,
+    "fedrl": FedRL,
+    "fedper": FedPer,
+    "fedrod": FedRoD,
+    "balanced_softmax": BalancedSoftmax,
+    "fedlc": FedLC,
 }
+
+# Fields of every method that are chosen by name and have options of their own.
+PARTS: dict[str, dict[str, type[Any]]] = {"loss": LOSSES, "server_optimizer": SERVER_OPTIMIZERS}
 
 
 def build_method(name: str, **options: Any) -> Method:
-    """The method called `name`, with those `options` that it or its loss has and are not None.
+    """The method called `name`, with those `options` that it or its parts have and are not None.
 
     Args:
         name: from `METHODS`.
-        options: fields of the method or of its loss, and ``loss``, a name from `LOSSES`.
+        options: fields of the method, of its loss and of its server optimizer; ``loss``, a name
+            from `LOSSES`; ``server_optimizer``, one from `SERVER_OPTIMIZERS`.
 
     Raises:
         ConfigError: an unknown name, or an option's value that is refused.
     """
-    owner, loss_type = _types(name, options)
+    owner, parts = _types(name, options)
     given = {key: value for key, value in options.items() if value is not None}
-    loss = loss_type(**{key: given[key] for key in _options(loss_type) if key in given})
-    own = {key: given[key] for key in _options(owner) if key in given}
-    method: Method = owner(loss=loss, **own)
+
+    def built(kind: type[Any], **more: Any) -> Any:
+        names = [field.name for field in settings_of(kind)]
+        return kind(**{key: given[key] for key in names if key in given}, **more)
+
+    method: Method = built(owner, **{part: built(kind) for part, kind in parts.items()})
     return method
 
 
@@ -68,6 +102,10 @@ def build_methods(texts: Iterable[str], **options: Any) -> dict[str, Method]:
     Raises:
         ConfigError: as `build_method`; the same text twice; an option that no method has.
     """
+    compat = options.get("compat")
+    faulty = {name for kind in METHODS.values() for name in kind.faults}
+    if compat and compat not in faulty:
+        raise unknown_name("compat", compat, faulty)
     methods: dict[str, Method] = {}
     used: set[str] = set()
     for text in texts:
@@ -75,38 +113,66 @@ def build_methods(texts: Iterable[str], **options: Any) -> dict[str, Method]:
         title = " ".join(shlex.split(text))
         if title in methods:
             raise ConfigError(f"methods: wanted each method once, got {title!r} again")
-        chosen = {**options, **own}
+        shared = {key: value for key, value in options.items() if _suits(key, value, name)}
+        chosen = {**shared, **own}
         methods[title] = build_method(name, **chosen)
-        known = {"loss"}.union(*map(_options, _types(name, chosen)))
+        owner, parts = _types(name, chosen)
+        known = {*parts, *(f.name for kind in (owner, *parts.values()) for f in settings_of(kind))}
         _check_known(own, known, name)
-        used |= known
+        used |= {key for key in known if _suits(key, options.get(key), name)}
     _check_known(options, used, ", ".join(methods))
     return methods
 
 
 def describe(method: Method) -> dict[str, Any]:
-    """A method's options and its loss's, for a file."""
-    options = {key: value for key, value in vars(method).items() if key != "loss"}
-    loss = vars(method)["loss"]
-    name = next(name for name, kind in LOSSES.items() if type(loss) is kind)
-    return {**options, "loss": name, **vars(loss)}
+    """A method's options and those of its parts, for a file."""
+    options = {key: value for key, value in vars(method).items() if key not in PARTS}
+    for part, kinds in PARTS.items():
+        chosen = vars(method)[part]
+        options[part] = next(name for name, kind in kinds.items() if type(chosen) is kind)
+        options |= vars(chosen)
+    return options
 
 
-def _types(name: str, options: Mapping[str, Any]) -> tuple[type[Any], type[Any]]:
-    """The classes of the method and of its loss."""
+def settings_of(owner: type[Any]) -> Iterator[Field[Any]]:
+    """The fields of a method, loss or server optimizer that are options."""
+    return (field for field in fields(owner) if "help" in field.metadata)
+
+
+def _name(field: Field[Any]) -> str:
+    return field.name
+
+
+def _types(name: str, options: Mapping[str, Any]) -> tuple[type[Any], dict[str, type[Any]]]:
+    """The classes of the method and of its parts."""
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
-    owner = METHODS[name]
-    loss = options.get("loss")
-    if loss is None:
-        return owner, type(owner().loss)
-    if loss not in LOSSES:
-        raise unknown_name("loss", loss, LOSSES)
-    return owner, LOSSES[loss]
+    owner, parts = METHODS[name], {}
+    for part, kinds in PARTS.items():
+        chosen = options.get(part)
+        if chosen is None:
+            parts[part] = type(getattr(owner(), part))
+        elif chosen in kinds:
+            parts[part] = kinds[chosen]
+        else:
+            raise unknown_name(part, chosen, kinds)
+    return owner, parts
 
 
-def _options(owner: type[Any]) -> set[str]:
-    return {field.name for field in fields(owner)} - {"loss"}
+def _owners() -> dict[str, type[Any]]:
+    """Who has options, and how each is chosen."""
+    owners = dict(METHODS)
+    for part, kinds in PARTS.items():
+        flag = part.replace("_", "-")
+        owners |= {f"--{flag} {name}": kind for name, kind in kinds.items()}
+    return owners
+
+
+def _suits(key: str, value: Any, name: str) -> bool:
+    """Whether an option of all methods is for this one: faults are not published of all."""
+    if key != "compat" or not value or name not in METHODS:
+        return True
+    return value in METHODS[name].faults
 
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -115,10 +181,10 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
         name, *words = shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"method: wanted a name and options, got {text!r}") from error
-    kinds: dict[str, Any] = {"loss": str}
-    for owner in (*METHODS.values(), *LOSSES.values()):
+    kinds: dict[str, Any] = dict.fromkeys(PARTS, str)
+    for owner in _owners().values():
         hints = get_type_hints(owner)
-        kinds |= {key: hints[key] for key in _options(owner)}
+        kinds |= {field.name: hints[field.name] for field in settings_of(owner)}
     words = [part for word in words for part in word.split("=", 1)]
     options: dict[str, Any] = {}
     for flag, value in zip(words[::2], [*words[1::2], None], strict=False):
@@ -139,8 +205,11 @@ def _check_known(options: Mapping[str, Any], known: set[str], chosen: str) -> No
     """Refuses an option that is given (not None) though it is not among the known ones."""
     for key, value in options.items():
         if value is not None and key not in known:
-            takers = [n for n, kind in METHODS.items() if key in _options(kind)]
-            takers += [f"--loss {n}" for n, kind in LOSSES.items() if key in _options(kind)]
+            owners = _owners()
+            if key == "compat":
+                takers = [name for name, kind in METHODS.items() if value in kind.faults]
+            else:
+                takers = [n for n, kind in owners.items() if key in map(_name, settings_of(kind))]
             raise ConfigError(
                 f"{key}: wanted only with {' or '.join(takers)}, got it with {chosen}"
             )

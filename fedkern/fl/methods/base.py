@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ..client import Client
 from ..flat import FlatModel, State
+from ..server import Server
+from ..server_optimizers import ServerOptimizer
 from ..training import LocalWork
 
 
@@ -31,17 +33,35 @@ class Update:
     train_loss: Tensor
 
 
-AskAll = Callable[[LocalWork], Iterator[tuple[Client, State]]]
-
-
 class Method(Protocol):
     """A federated-learning method, as `fedkern.fl.simulate` calls it.
 
-    It holds options only. What lasts from round to round is in the model and in `Client.state`.
+    It holds options only. What lasts from round to round is in the model, in `Client.state` and in
+    `Server.state`.
     """
+
+    paper: ClassVar[str]
+    """Where it comes from."""
+
+    keeps: ClassVar[str]
+    """What lasts from round to round beside the global model, in words."""
+
+    faults: ClassVar[Mapping[str, str]]
+    """What `compat` may be, and the faults of the published code that it brings back."""
 
     personalises: ClassVar[bool]
     """Whether clients have models of their own to evaluate."""
+
+    has_global_model: ClassVar[bool]
+    """Whether there is a global model to evaluate."""
+
+    @property
+    def compat(self) -> str:
+        """A name from `faults`, or nothing: without faults."""
+
+    @property
+    def server_optimizer(self) -> ServerOptimizer:
+        """What the server makes of a round's aggregate."""
 
     @property
     def marks(self) -> dict[str, int]:
@@ -50,13 +70,15 @@ class Method(Protocol):
     def prepare(self, model: nn.Module, clients: Sequence[Client], draws: torch.Generator) -> None:
         """Makes the initial model the method's, in place; checks that it suits the clients."""
 
-    def begin_round(self, number: int, model: FlatModel, ask_all: AskAll) -> None:
-        """What comes before a round's training; `model` holds the global state.
+    def private(self, model: FlatModel) -> Tensor | None:
+        """Which of the model's values each client has of its own, positions int64 [Q].
 
-        ``ask_all(work)`` lets every client with data train a throw-away copy of the global model
-        and yields the clients with the states they end in, each valid until the next one; `model`
-        may hold anything meanwhile, and the global state again at the end.
+        Clients train theirs with the rest and keep them; the server never sees them. At first they
+        are the initial model's.
         """
+
+    def begin_round(self, server: Server) -> None:
+        """What comes before a round's training; the server's model holds the global state."""
 
     def local_work(self, client: Client) -> Sequence[LocalWork]:
         """What a client (with at least a sample) trains in a round, the server's share last.
@@ -67,10 +89,17 @@ class Method(Protocol):
     def aggregate(self, updates: Iterable[Update]) -> Update:
         """Combines at least one update, each used before the next is asked for."""
 
+    def end_round(self, server: Server) -> None:
+        """What comes after it; the server's model holds the new global state."""
+
+    def global_model(self, server: Server) -> AbstractContextManager[object]:
+        """While it is entered, the server's model is what is evaluated as the global one."""
+
     def personal_model(
         self, model: FlatModel, client: Client
     ) -> AbstractContextManager[object] | None:
-        """Makes `model`, which holds the global state, the client's own while it is entered.
+        """Makes `model` the client's own while it is entered.
 
-        None where the client's model is the global one.
+        It holds the global state with the client's private values, if it has some. None where that
+        is the client's model.
         """

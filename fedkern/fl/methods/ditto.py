@@ -6,16 +6,15 @@ a model v of its own, whose gradient has lambda (v - w) added, with w the global
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..client import Client
 from ..config import setting
-from ..errors import ConfigError
 from ..flat import FlatModel
+from ..losses import check_not_negative
 from ..training import LocalWork
 from .fedavg import WEIGHTING_HELP, FedAvg
 
@@ -36,11 +35,14 @@ class Ditto(FedAvg):
     weighting: str = setting("samples", WEIGHTING_HELP)
     lamda: float = setting(1.0, LAMDA_HELP)
 
+    paper: ClassVar[str] = "arXiv 2012.04221"
+    keeps: ClassVar[str] = "each client: its personal model"
+    faults: ClassVar[Mapping[str, str]] = {}
     personalises: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_lamda(self.lamda)
+        check_not_negative("lamda", self.lamda)
 
     def local_work(self, client: Client) -> Sequence[LocalWork]:
         """The client's personal model, held near the global one; then the global model."""
@@ -55,13 +57,12 @@ class Ditto(FedAvg):
         return model.holding(client.state[PERSONAL])
 
 
-def check_lamda(lamda: float) -> None:
-    """Refuses what is not a finite number >= 0."""
-    if not (lamda >= 0 and math.isfinite(lamda)):
-        raise ConfigError(f"lamda: wanted a finite number >= 0, got {lamda}")
-
-
-def with_personal(shared: Sequence[LocalWork], lamda: float) -> list[LocalWork]:
+def with_personal(
+    shared: Sequence[LocalWork], lamda: float, anchor_scale: float = 1.0
+) -> list[LocalWork]:
     """The same work with a personal model, then the work itself."""
-    own = [replace(work, purpose="personal", keeps=PERSONAL, pull=lamda) for work in shared]
-    return [*own, *shared]
+    changes: dict[str, Any] = {"pull": lamda, "anchor_scale": anchor_scale}
+    return [
+        *(replace(work, purpose=PERSONAL, keeps=PERSONAL, **changes) for work in shared),
+        *shared,
+    ]

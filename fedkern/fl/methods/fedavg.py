@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,14 +12,22 @@ from torch import Tensor, nn
 
 from ..client import Client
 from ..config import setting
-from ..errors import unknown_name
+from ..errors import ConfigError, unknown_name
 from ..flat import FlatModel, State
 from ..losses import CrossEntropy, Loss
+from ..server import Server
+from ..server_optimizers import ServerAverage, ServerOptimizer
 from ..training import LocalWork
-from .base import AskAll, Update
+from .base import Update
 
 WEIGHTINGS = ("uniform", "samples")
 WEIGHTING_HELP = "of the clients' models in the mean: uniform or samples (so floco, floco+, ditto)"
+COMPAT_HELP = "with the faults of published code, see `fedkern methods`: fedga or floco"
+EVAL_MODE = "eval mode"  # in a client's state, with FedGA's faults: whether it trains in that mode
+FAULTS_OF_FEDGA = (
+    "batch norm and dropout in evaluation mode from the second client of the run on; the error "
+    "asymmetry of the softmax of the softmax"
+)
 
 
 @dataclass(frozen=True)
@@ -29,16 +37,29 @@ class FedAvg:
     Attributes:
         weighting: ``"uniform"`` (as in FedGA's experiments) or ``"samples"`` (as in the paper).
         loss: what the clients' SGD minimises.
+        server_optimizer: what the server makes of the mean.
+        compat: a name from `faults`, or nothing.
     """
 
     weighting: str = setting("uniform", WEIGHTING_HELP)
     loss: Loss = field(default_factory=CrossEntropy)
+    server_optimizer: ServerOptimizer = field(default_factory=ServerAverage)
+    compat: str = setting("", COMPAT_HELP)
 
+    paper: ClassVar[str] = "arXiv 1602.05629"
+    keeps: ClassVar[str] = ""
+    faults: ClassVar[Mapping[str, str]] = {"fedga": FAULTS_OF_FEDGA}
     personalises: ClassVar[bool] = False
+    has_global_model: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.weighting not in WEIGHTINGS:
             raise unknown_name("weighting", self.weighting, WEIGHTINGS)
+        if self.compat and self.compat not in self.faults:
+            wanted = " or ".join(self.faults) or "none"
+            raise ConfigError(
+                f"compat: wanted {wanted} for {type(self).__name__}, got {self.compat!r}"
+            )
 
     @property
     def marks(self) -> dict[str, int]:
@@ -48,12 +69,19 @@ class FedAvg:
     def prepare(self, model: nn.Module, clients: Sequence[Client], draws: torch.Generator) -> None:
         """Any model and clients will do."""
 
-    def begin_round(self, number: int, model: FlatModel, ask_all: AskAll) -> None:
-        """All rounds are alike."""
+    def private(self, model: FlatModel) -> Tensor | None:
+        """Nothing."""
+        return None
+
+    def begin_round(self, server: Server) -> None:
+        """All rounds are alike, unless published faults are wanted."""
+        if self.compat == "fedga":
+            for client in server.active:
+                client.state[EVAL_MODE] = server.number > 1 or client is not server.active[0]
 
     def local_work(self, client: Client) -> Sequence[LocalWork]:
         """SGD on the loss, from the global model."""
-        return [LocalWork(self.loss)]
+        return [LocalWork(self.loss, in_eval_mode=client.state.get(EVAL_MODE, False))]
 
     def aggregate(self, updates: Iterable[Update]) -> Update:
         """The mean of the clients' models, accumulated in float64 in the order they come.
@@ -77,6 +105,13 @@ class FedAvg:
             samples += update.num_samples
         values, *buffers = [t / weights if t.is_floating_point() else t for t in total]
         return Update(State(values, buffers), samples, train_loss / samples)
+
+    def end_round(self, server: Server) -> None:
+        """Nothing."""
+
+    def global_model(self, server: Server) -> AbstractContextManager[object]:
+        """The model as it is."""
+        return nullcontext()
 
     def personal_model(
         self, model: FlatModel, client: Client

@@ -7,6 +7,7 @@ that a client's gradient no longer pushes rare and missing classes away as hard 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ..losses import CalibratedCE, Loss
 from .fedavg import FedAvg
@@ -17,3 +18,5 @@ class FedGA(FedAvg):
     """FedAvg with the calibrated cross entropy as the local loss."""
 
     loss: Loss = field(default_factory=CalibratedCE)
+
+    paper: ClassVar[str] = "arXiv 2412.16582"

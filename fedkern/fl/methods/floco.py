@@ -8,32 +8,37 @@ at the centre of the simplex.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fedkern.nn import endpoint_parameters, simplexify, subregion
-from fedkern.simplex import assign_subregions
+from fedkern.simplex import SampleMethod, assign_subregions
 
 from ..client import Client
 from ..config import setting
 from ..errors import ConfigError, RunError
 from ..flat import FlatModel
+from ..losses import check_not_negative
+from ..server import Server
 from ..training import LocalWork
-from .base import AskAll
 from .fedavg import WEIGHTING_HELP, FedAvg
 
 CENTER = "center"  # in a client's state: the centre of its subregion, [M]
+FAULTS_OF_FLOCO = (
+    "points drawn around a subregion's centre leave the simplex and are not uniform; the clients' "
+    "statistics have the other sign (local minus global); from round tau on the global model is "
+    "evaluated at the centre of one client (the round's last) instead of the simplex"
+)
 
 
 @dataclass(frozen=True)
 class Floco(FedAvg):
-    """FedAvg over the endpoints of a simplex, with a subregion for each client from round tau on.
+    """FedAvg over a simplex of models, with a subregion for each client from round tau on.
 
     A client that had no part in round tau (it had no data, or its gradient was not finite) keeps
     the whole simplex and its centre.
@@ -50,6 +55,9 @@ class Floco(FedAvg):
     tau: int = setting(250, "round in which clients are assigned subregions")
     rho: float = setting(0.1, "L1 radius of a client's subregion")
 
+    paper: ClassVar[str] = "arXiv 2403.03333"
+    keeps: ClassVar[str] = "each client: the centre of its subregion"
+    faults: ClassVar[Mapping[str, str]] = {"floco": FAULTS_OF_FLOCO}
     personalises: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -57,8 +65,7 @@ class Floco(FedAvg):
         for name in ("endpoints", "tau"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: wanted an integer >= 1, got {getattr(self, name)}")
-        if not (self.rho >= 0 and math.isfinite(self.rho)):
-            raise ConfigError(f"rho: wanted a finite number >= 0, got {self.rho}")
+        check_not_negative("rho", self.rho)
 
     @property
     def marks(self) -> dict[str, int]:
@@ -81,20 +88,21 @@ class Floco(FedAvg):
                 f"{num_endpoints} endpoints, got {with_data}"
             )
 
-    def begin_round(self, number: int, model: FlatModel, ask_all: AskAll) -> None:
+    def begin_round(self, server: Server) -> None:
         """In round tau every client with data gets its subregion (section 3 of the paper)."""
-        if number != self.tau:
+        if server.number != self.tau:
             return
+        model = server.model
         before = model.endpoints.clone()
         replies = []
-        for client, trained in ask_all(LocalWork(self.loss, purpose="statistics")):
+        for client, trained in server.ask_all(LocalWork(self.loss, purpose="statistics")):
             gradient = self.pseudo_gradient(before, model.layout.endpoints(trained.values), client)
             if gradient.isfinite().all():
                 replies.append((client, gradient))
         num_endpoints, needed = _num_endpoints_and_clients(model.module)
         if len(replies) < needed:
             raise RunError(
-                f"round {number}: wanted gradients of at least {needed} clients to assign "
+                f"round {server.number}: wanted gradients of at least {needed} clients to assign "
                 f"subregions, got {len(replies)}; a lower lr may help"
             )
         centers = assign_subregions(torch.stack([g for _, g in replies]), num_endpoints)
@@ -103,12 +111,21 @@ class Floco(FedAvg):
 
     def pseudo_gradient(self, before: Tensor, after: Tensor, client: Client) -> Tensor:
         """What a round of training changed in the endpoints [M, D], global minus local: [M D]."""
-        return (before - after).flatten()
+        gradient = (before - after).flatten()
+        return -gradient if self.compat else gradient
 
     def local_work(self, client: Client) -> Sequence[LocalWork]:
         """SGD on points of the client's subregion, or of the whole simplex while it has none."""
         center = client.state.get(CENTER)
-        return [replace(w, center=center, radius=self.rho) for w in super().local_work(client)]
+        sampler: SampleMethod = "published" if self.compat else "exact"
+        return [LocalWork(self.loss, center=center, radius=self.rho, sampler=sampler)]
+
+    def global_model(self, server: Server) -> AbstractContextManager[object]:
+        """The model at the centre of the simplex."""
+        placed = [client for client in server.active if CENTER in client.state]
+        if not (self.compat and placed):
+            return nullcontext()
+        return subregion(server.model.module, placed[-1].state[CENTER])
 
     def personal_model(
         self, model: FlatModel, client: Client
