@@ -21,7 +21,7 @@ WHEELS_PLATFORMS ?= manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x
 WHEELS_SKIP ?= numpy scipy scikit-learn matplotlib torchmetrics pillow cmake
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-tables cuda-check gpu-check gpu-wheels lint format clean
+.PHONY: help demo compare-all compare-mnist test bench bench-tables cuda-check gpu-check gpu-wheels lint format clean
 
 help:  ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -47,6 +47,20 @@ $(VENV)/lint: $(VENV)/installed
 demo: $(VENV)/installed  ## Compare FedAvg and FedGA on the embedded digits, three seeds (sets up first)
 	$(BIN)/fedkern info
 	$(BIN)/fedkern compare fedavg fedga --dataset digits --seeds 3 --overwrite --out $(DEMO_OUT)
+
+# Every method, with published settings. The first one is what the others are compared with.
+METHODS = fedavg fedga floco floco+ ditto fedprox climb fedntd fedrl fedper fedrod balanced_softmax fedlc \
+  'fedavg --server-optimizer avgm' 'fedavg --server-optimizer adam' 'fedavg --server-optimizer yogi'
+
+compare-all: $(VENV)/installed  ## Compare all methods on the embedded digits, three seeds (minutes)
+	$(BIN)/fedkern compare $(METHODS) --dataset digits --tau 25 --seeds 3 --overwrite --out runs/compare-all
+
+ALPHAS ?= 0.1 0.5
+compare-mnist: $(VENV)/installed  ## The same on MNIST, in DATA if it is given: alpha 0.1 and 0.5, five seeds
+	for alpha in $(ALPHAS); do \
+	  $(BIN)/fedkern compare $(METHODS) --dataset mnist --alpha $$alpha --tau 50 --seeds 5 --eval-every 5 \
+	    $(if $(DATA),--data-root $(DATA) --download) --overwrite --out runs/compare-mnist/alpha-$$alpha || exit; \
+	done
 
 test: $(VENV)/installed  ## Run the tests (sets up first); ARGS="-k name" chooses
 	$(BIN)/fedkern info

@@ -42,6 +42,7 @@ setup(
     install_requires=[
         torch_requirement(),
         "numpy",
+        "scipy>=1.9",
         "typer>=0.12",
         "rich>=13",
         "torchmetrics>=1.4",

@@ -16,14 +16,8 @@ from pathlib import Path
 from rich.console import Console
 
 from fedkern.fl.experiment import Experiment
-from fedkern.fl.report import (
-    Result,
-    RunFolder,
-    file_name,
-    plot_curves,
-    plot_simplex,
-    summary_table,
-)
+from fedkern.fl.report import RunFolder, file_name, plot_curves, plot_simplex
+from fedkern.fl.results import Result, tables
 
 METHODS = ("fedavg", "floco", "floco --loss calibrated_ce")
 SETTINGS = {
@@ -63,7 +57,7 @@ def main(out: Path, *options: str) -> None:
     with ProcessPoolExecutor(len(METHODS), mp_context=get_context("spawn")) as pool:
         runs = pool.map(partial(run, out=out, settings=settings), METHODS)
         results = [result for one in runs for result in one]
-    Console().print(summary_table(results))
+    Console().print(*tables(results))
     plot_curves(results, out / "curves.png")
     plot_simplex([result for result in results if result.landscape], out / "simplex.png")
 

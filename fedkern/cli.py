@@ -18,7 +18,7 @@ from rich.table import Table
 import fedkern
 from fedkern import fl
 from fedkern.fl.experiment import Experiment
-from fedkern.fl.methods import PARTS, settings_of
+from fedkern.fl.methods import PARTS, describe, settings_of
 from fedkern.fl.report import RunFolder, file_name
 
 app = typer.Typer(
@@ -125,12 +125,12 @@ def methods() -> None:
         console.print(f"{name}: {_first_line(kind)}", style="bold", highlight=False)
         table.add_row("  paper", kind.paper)
         table.add_row("  keeps", kind.keeps or "nothing")
-        table.add_row("  options", _options_of(kind))
+        table.add_row("  options", f"{_options_of(kind)}, --loss {describe(kind())['loss']}")
         for compat, faults in kind.faults.items():
             table.add_row(f"  --compat {compat}", faults)
         console.print(table, highlight=False)
     for part, kinds in PARTS.items():
-        console.print(f"--{part.replace('_', '-')}, of every method", style="bold", highlight=False)
+        console.print(f"--{part.replace('_', '-')}", style="bold", highlight=False)
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, kind in kinds.items():
             table.add_row(f"  {name}", f"{_first_line(kind)} {_options_of(kind)}")

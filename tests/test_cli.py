@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import fedkern
 from fedkern import cli, fl
 from fedkern.fl import experiment
+from fedkern.fl.methods import PARTS, settings_of
 
 FILES = [
     "clients.csv",
@@ -28,6 +29,7 @@ FILES = [
     "curves.png",
     "history.csv",
     "summary.json",
+    "tables.md",
 ]
 
 
@@ -129,7 +131,7 @@ def test_compare_shows_every_method_the_same(tmp_path, monkeypatch):
         ("fedga", "6"),
     ]
     assert [row["accuracy"] != "" for row in rows] == [False, True] * 4
-    assert "minus fedavg, paired" in result.stdout
+    assert "that minus fedavg" in result.stdout
     assert "2 seeds" in result.stdout
 
 
@@ -150,6 +152,9 @@ def test_options_reach_the_run(tmp_path):
         "--weighting": "samples",
         "--calibration": "gradient",
         "--counts": "client",
+        "--server-optimizer": "avgm",
+        "--server-lr": 0.5,
+        "--server-momentum": 0.25,
         "--engine": "vmap",
         "--workers": 2,
         "--layers": "plain",
@@ -160,9 +165,21 @@ def test_options_reach_the_run(tmp_path):
     assert fedkern_command("run", *flags).exit_code == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["clip"] is None  # JSON knows no infinity
-    method = {"weighting": "samples", "calibration": "gradient", "counts": "client"}
-    assert config["methods"] == {"fedga": {**method, "loss": "calibrated_ce"}}
-    for flag in set(options) - {"--method", "--clip", "--out", *(f"--{key}" for key in method)}:
+    method = {
+        "weighting": "samples",
+        "calibration": "gradient",
+        "counts": "client",
+        "server_optimizer": "avgm",
+        "server_lr": 0.5,
+        "server_momentum": 0.25,
+    }
+    assert config["methods"] == {"fedga": {**method, "loss": "calibrated_ce", "compat": ""}}
+    for flag in set(options) - {
+        "--method",
+        "--clip",
+        "--out",
+        *(f"--{key.replace('_', '-')}" for key in method),
+    }:
         assert config[flag[2:].replace("-", "_")] == options[flag], flag
     assert "0 of 1437 training samples discarded" in (
         fedkern_command("run", *flags, "--overwrite").stdout
@@ -427,7 +444,7 @@ def test_an_interrupted_comparison_keeps_what_was_done(tmp_path, monkeypatch):
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert [run["rounds"] for run in summary["runs"]] == [3, 2]
-    assert "minus fedavg, paired" in result.stdout
+    assert "that minus fedavg" in result.stdout
 
 
 def test_interrupted_before_the_first_round(tmp_path, monkeypatch):
@@ -464,6 +481,24 @@ def test_ctrl_c(tmp_path):
     assert errors == "fedkern: interrupted; results are in out\n"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
     assert len(history(tmp_path / "out")) >= 3
+
+
+def test_methods_are_listed_with_paper_options_faults_and_what_they_keep():
+    result = fedkern_command("methods")
+    assert result.exit_code == 0
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    blocks = " ".join(lines).split("paper ")[1:]
+    assert len(blocks) == len(fl.METHODS)
+    for (name, kind), block in zip(fl.METHODS.items(), blocks, strict=True):
+        assert any(line.startswith(f"{name}: ") for line in lines), name
+        assert block.startswith(f"{kind.paper} keeps {kind.keeps or 'nothing'} options --")
+        for field in settings_of(kind):
+            if field.default != "":
+                assert f"--{field.name.replace('_', '-')} {field.default}" in block, name
+        for compat, faults in kind.faults.items():
+            assert f"--compat {compat} {faults}" in block, name
+    for kinds in PARTS.values():
+        assert all(any(line.startswith(f"{part} ") for line in lines) for part in kinds)
 
 
 def test_info():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
@@ -22,15 +23,8 @@ from .methods import Method, build_methods, describe
 from .models import build_model
 from .partition import Partition, make_partition
 from .progress import Progress
-from .report import (
-    Result,
-    RunFolder,
-    plot_clients,
-    plot_curves,
-    plot_simplex,
-    summarise,
-    summary_table,
-)
+from .report import RunFolder, plot_clients, plot_curves, plot_simplex, summarise
+from .results import Result, tables
 from .seeding import generator
 from .simulation import simulate
 
@@ -117,6 +111,7 @@ class Experiment:
         )
         self._introduce(folder, console)
         results: list[Result] = []
+        started = perf_counter()
         status, exit_code = "complete", 0
         try:
             self._simulate_all(folder, results, console)
@@ -126,10 +121,14 @@ class Experiment:
             status, exit_code = str(error), 1
 
         results = [result for result in results if result.rounds]
-        folder.write_json("summary.json", summarise(results, self.partitions, status))
+        target = config.target_accuracy
+        summary = summarise(results, self.partitions, status, target)
+        folder.write_json("summary.json", {"seconds": perf_counter() - started, **summary})
         if results:
             plot_curves(results, folder.path / "curves.png")
-            console.print(summary_table(results))
+            folder.write_tables(results, target)
+            for table in tables(results, target):
+                console.print(table)
         on_simplex = [result for result in results if result.landscape is not None]
         if on_simplex:
             plot_simplex(on_simplex, folder.path / "simplex.png")

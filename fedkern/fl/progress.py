@@ -56,15 +56,15 @@ class Progress:
         """One more round is done."""
         self._done += 1
         line = f"{title} round {round.number}/{rounds} loss {round.train_loss:.4f}"
-        if round.evaluation is not None:
-            self._accuracy = f" accuracy {round.evaluation.accuracy:.4f}"
-            local = round.personal_on_local or round.global_on_local
-            if local is not None:
-                self._accuracy += f" local {local.mean_accuracy:.4f}"
+        accuracy = "" if round.evaluation is None else f" accuracy {round.evaluation.accuracy:.4f}"
+        local = round.personal_on_local or round.global_on_local
+        if local is not None:
+            accuracy += f" local {local.mean_accuracy:.4f}"
+        self._accuracy = accuracy or self._accuracy
         if self._console.is_terminal:  # the bar keeps the last accuracy, the lines do not
             self._bar.update(self._task, completed=self._done, description=line + self._accuracy)
             return
-        line += self._accuracy if round.evaluation is not None else ""
+        line += accuracy
         elapsed = perf_counter() - self._started
         left = timedelta(seconds=math.ceil(elapsed / self._done * (self._total - self._done)))
         print(f"{line} left {left}", file=self._console.file, flush=True)

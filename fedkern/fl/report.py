@@ -6,48 +6,22 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .client import Client
 from .errors import ConfigError
-from .landscape import Landscape
 from .methods.floco import CENTER
 from .partition import Partition
+from .results import MEASURES, TARGET_ACCURACY, Result, figures, measure, methods_of, tables
 from .simulation import Round
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-_GLOBAL = (  # of Evaluation
-    "accuracy",
-    "macro_f1",
-    "error_asymmetry",
-    "cross_entropy",
-    "calibration_error",
-)
-_LOCAL = (  # of LocalEvaluation
-    "mean_accuracy",
-    "pooled_accuracy",
-    "worst_accuracy",
-    "lowest_tenth_accuracy",
-    "std_accuracy",
-    "cross_entropy",
-    "calibration_error",
-)
-# The measures of history.csv: which evaluation of a round, and which of its fields.
-_MEASURES: dict[str, tuple[str, str]] = {
-    **{name: ("evaluation", name) for name in _GLOBAL},
-    **{f"global_on_local_{name}": ("global_on_local", name) for name in _LOCAL},
-    **{f"personal_on_local_{name}": ("personal_on_local", name) for name in _LOCAL},
-}
-HISTORY_COLUMNS = ("method", "seed", "round", "seconds", "train_loss", *_MEASURES)
+HISTORY_COLUMNS = ("method", "seed", "round", "seconds", "train_loss", *MEASURES)
 CLIENT_COLUMNS = (
     "method",
     "seed",
@@ -61,52 +35,6 @@ CLIENT_COLUMNS = (
     "personal_on_local_cross_entropy",
     "subregion_center",
 )
-_LAST = 10  # accuracy jumps from round to round under label skew: a mean says more
-
-
-@dataclass
-class Result:
-    """The rounds of one method under one seed, so far.
-
-    Attributes:
-        method: what the method is called.
-        seed: of the run.
-        marks: rounds in which something changes, by name.
-        rounds: as they were reported.
-        landscape: of its simplex, if there is one to show.
-    """
-
-    method: str
-    seed: int
-    marks: dict[str, int] = field(default_factory=dict)
-    rounds: list[Round] = field(default_factory=list)
-    landscape: Landscape | None = None
-
-    @property
-    def evaluated(self) -> list[Round]:
-        """The rounds that were evaluated."""
-        return [round for round in self.rounds if round.evaluation is not None]
-
-    def curve(self, column: str) -> dict[int, float]:
-        """A measure of history.csv by round, where it exists."""
-        values = {round.number: measure(round, column) for round in self.evaluated}
-        return {number: value for number, value in values.items() if value is not None}
-
-    def last(self, column: str) -> float | None:
-        """A measure at the last evaluation that has it."""
-        return next(reversed(self.curve(column).values()), None)
-
-    def late(self, column: str) -> float:
-        """Its mean over the last 10 evaluations (over all where there are fewer); nan of none."""
-        values = [*self.curve(column).values()][-_LAST:]
-        return fmean(values) if values else math.nan
-
-
-def measure(round: Round, column: str) -> float | None:
-    """A measure of history.csv; None if it does not exist."""
-    evaluation, name = _MEASURES[column]
-    value: float | None = getattr(getattr(round, evaluation), name, None)
-    return value
 
 
 def file_name(title: str) -> str:
@@ -134,6 +62,7 @@ class RunFolder:
         "curves.png",
         "clients.png",
         "simplex.png",
+        "tables.md",
     )
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
@@ -170,11 +99,26 @@ class RunFolder:
     def add(self, method: str, seed: int, round: Round) -> None:
         """Writes one round to history.csv; what does not exist stays empty."""
         row = [method, seed, round.number, f"{round.seconds:.6f}", round.train_loss]
-        self._history.add([[*row, *(measure(round, column) for column in _MEASURES)]])
+        self._history.add([[*row, *(measure(round, column) for column in MEASURES)]])
 
     def add_clients(self, method: str, seed: int, clients: Sequence[Client], round: Round) -> None:
         """Writes a line a client to clients.csv, as they are after the round, an evaluated one."""
         self._clients.add([method, seed, *_client_row(client, round)] for client in clients)
+
+    def write_tables(self, results: list[Result], target_accuracy: float) -> None:
+        """Writes tables.md: `tables` as Markdown."""
+        from rich.box import MARKDOWN
+        from rich.console import Console
+
+        console = Console(width=1000)
+        parts = []
+        for table in tables(results, target_accuracy, box=MARKDOWN):
+            title, table.title = table.title, None
+            with console.capture() as written:
+                console.print(table)
+            lines = [line.rstrip() for line in written.get().splitlines() if line.strip()]
+            parts.append("\n".join([f"{title}\n", *lines]))
+        (self.path / "tables.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Writes a JSON file; what is not finite becomes null."""
@@ -215,7 +159,10 @@ def _client_row(client: Client, round: Round) -> list[object]:
 
 
 def summarise(
-    results: list[Result], partitions: dict[int, Partition], status: str
+    results: list[Result],
+    partitions: dict[int, Partition],
+    status: str,
+    target_accuracy: float = TARGET_ACCURACY,
 ) -> dict[str, Any]:
     """The content of summary.json.
 
@@ -223,12 +170,13 @@ def summarise(
         results: of all methods and seeds, those of a method adjacent or not; may be cut short.
         partitions: by seed.
         status: how the run ended, e.g. ``"complete"``.
+        target_accuracy: whose first round is reported.
     """
     return {
         "status": status,
         "methods": {
-            method: {name: _mean_and_deviation(values) for name, values in columns.items()}
-            for method, columns in _columns(results).items()
+            method: {name: figure.summary() for name, figure in own.items()}
+            for method, own in figures(results, target_accuracy).items()
         },
         "runs": [
             {
@@ -238,6 +186,7 @@ def summarise(
                 "seconds": sum(round.seconds for round in result.rounds),
                 "engine": result.rounds[0].engine,
                 "accuracy_last_10": result.late("accuracy"),
+                "rounds_to_target": result.rounds_to(target_accuracy),
                 "global_on_test": _last_and_best(result, "evaluation", "accuracy"),
                 "global_on_local": _last_and_best(result, "global_on_local", "mean_accuracy"),
                 "personal_on_local": _last_and_best(result, "personal_on_local", "mean_accuracy"),
@@ -274,50 +223,6 @@ def _numbers(evaluation: Any) -> dict[str, Any]:
     return {key: value for key, value in vars(evaluation).items() if not torch.is_tensor(value)}
 
 
-_ROWS = (  # of the table: measure, title, scale, digits
-    ("accuracy", "global on test data: accuracy %", 100, 2),
-    ("accuracy_last_10", f"  mean of last {_LAST} %", 100, 2),
-    ("accuracy_minus_first", "    minus {first}, paired", 100, 2),
-    ("macro_f1", "  macro-F1", 1, 3),
-    ("error_asymmetry", "  error asymmetry", 1, 3),
-    ("cross_entropy", "  cross entropy", 1, 3),
-    ("calibration_error", "  calibration error", 1, 3),
-    *(
-        (f"{kind}_on_local_{name}", title, scale, digits)
-        for kind in ("global", "personal")
-        for name, title, scale, digits in (
-            ("mean_accuracy", f"{kind} on local data: mean accuracy %", 100, 2),
-            ("pooled_accuracy", "  pooled %", 100, 2),
-            ("worst_accuracy", "  worst client %", 100, 2),
-            ("lowest_tenth_accuracy", "  lowest tenth %", 100, 2),
-            ("std_accuracy", "  deviation over clients %", 100, 2),
-            ("calibration_error", "  calibration error", 1, 3),
-        )
-    ),
-    ("seconds_per_round", "seconds a round", 1, 3),
-)
-
-
-def summary_table(results: list[Result]) -> Table:
-    """One column a method: mean +- standard deviation over seeds, and the paired difference."""
-    from rich.table import Table
-
-    columns = _columns(results)
-    seeds = len({result.seed for result in results})
-    over = f", mean ± std, {seeds} seeds" if seeds > 1 else ""
-    table = Table(title=f"After the last round{over}")
-    table.add_column("")
-    for method in columns:
-        table.add_column(method, justify="right")
-    for name, title, scale, digits in _ROWS:
-        if name == "accuracy_minus_first" and len(columns) == 1:
-            continue
-        cells = [_cell(values[name], scale, digits) for values in columns.values()]
-        if any(cell != _EMPTY for cell in cells) or not name.startswith(("global_", "personal_")):
-            table.add_row(title.format(first=next(iter(columns), "")), *cells)
-    return table
-
-
 def plot_curves(results: list[Result], path: Path) -> None:
     """Accuracies and training loss by round: a line a method, the band spans its seeds.
 
@@ -332,7 +237,7 @@ def plot_curves(results: list[Result], path: Path) -> None:
     local = any(run.curve(shared) for run in results)
     figure, all_axes = _subplots(3 if local else 2, 7, 10 if local else 7)
     above, *between, below = all_axes
-    for number, method in enumerate(_methods(results)):
+    for number, method in enumerate(methods_of(results)):
         runs = [result for result in results if result.method == method]
         color = f"C{number}"
         _plot_mean(above, [run.curve("accuracy") for run in runs], color, label=method)
@@ -421,47 +326,6 @@ def _subplots(rows: int, width: float, height: float, *, sharex: bool = True) ->
 
     figure = Figure(layout="constrained", figsize=(width, height))
     return figure, figure.subplots(rows, sharex=sharex, squeeze=False)[:, 0]
-
-
-def _methods(results: list[Result]) -> list[str]:
-    return list(dict.fromkeys(result.method for result in results))
-
-
-def _columns(results: list[Result]) -> dict[str, dict[str, list[float]]]:
-    """By method and measure, the values of the seeds that have an evaluation."""
-    done = [result for result in results if result.evaluated]
-    first = {run.seed: run.late("accuracy") for run in done if run.method == done[0].method}
-    columns = {}
-    for method in _methods(done):
-        runs = [result for result in done if result.method == method]
-        last = {name: [run.last(name) for run in runs] for name in _MEASURES}
-        columns[method] = {
-            **{name: [v for v in values if v is not None] for name, values in last.items()},
-            "accuracy_last_10": [run.late("accuracy") for run in runs],
-            "accuracy_minus_first": [
-                run.late("accuracy") - first[run.seed] for run in runs if run.seed in first
-            ],
-            # The median: the first round of a process warms up for all later ones.
-            "seconds_per_round": [median(r.seconds for r in run.rounds) for run in runs],
-        }
-    return columns
-
-
-def _mean_and_deviation(values: list[float]) -> dict[str, float]:
-    mean = fmean(values) if values else math.nan
-    spread = len(values) > 1 and math.isfinite(mean)
-    return {"mean": mean, "std": stdev(values) if spread else math.nan}
-
-
-_EMPTY = "-"
-
-
-def _cell(values: list[float], scale: float, digits: int) -> str:
-    if not values:
-        return _EMPTY
-    summary = _mean_and_deviation([scale * value for value in values])
-    text = f"{summary['mean']:.{digits}f}"
-    return text + (f" ± {summary['std']:.{digits}f}" if len(values) > 1 else "")
 
 
 def _finite(value: Any) -> Any:

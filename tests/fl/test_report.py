@@ -7,41 +7,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from made_results import LOCAL_RESULTS, RESULTS, result_of, round_of
 from rich.console import Console
 
 from fedkern import fl
 from fedkern.fl.landscape import Landscape
 from fedkern.fl.report import (
     HISTORY_COLUMNS,
-    Result,
     RunFolder,
     plot_clients,
     plot_curves,
     plot_simplex,
     summarise,
-    summary_table,
 )
+from fedkern.fl.results import tables
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def round_of(number, accuracy=None, train_loss=0.25):
-    evaluation = None
-    if accuracy is not None:
-        evaluation = fl.Evaluation(10, accuracy, 0.5, 2.0, 1.5, 0.05, [accuracy, math.nan], 1)
-    return fl.Round(number, 0.125, train_loss, evaluation)
-
-
-def result_of(method, seed, *accuracies):
-    return Result(method, seed, {}, [round_of(i + 1, a) for i, a in enumerate(accuracies)])
-
-
-RESULTS = [
-    result_of("fedavg", 0, 0.2, 0.4),
-    result_of("fedga", 0, 0.3, 0.7),
-    result_of("fedavg", 1, 0.4, 0.6),
-    result_of("fedga", 1, 0.5, 0.7),
-]
 
 
 def test_history_is_written_round_by_round(tmp_path):
@@ -95,7 +76,12 @@ def test_summary_by_hand(tmp_path):
     # Paired over seeds: 0.5 - 0.3 and 0.6 - 0.5.
     assert fedga["accuracy_minus_first"]["mean"] == pytest.approx(0.15)
     assert fedga["accuracy_minus_first"]["std"] == pytest.approx(0.1 / math.sqrt(2))
-    assert fedavg["accuracy_minus_first"] == {"mean": 0.0, "std": 0.0}
+    # Student's t with one degree of freedom: 12.706 standard errors of 0.05.
+    assert fedga["accuracy_minus_first"]["interval_95"] == pytest.approx(
+        [0.15 - 0.6353, 0.15 + 0.6353], abs=1e-4
+    )
+    assert fedavg["accuracy_minus_first"] == {"mean": 0.0, "std": 0.0, "interval_95": [0.0, 0.0]}
+    assert "rounds_to_target" in fedga
     run = summary["runs"][1]
     assert (run["method"], run["seed"], run["rounds"], run["seconds"]) == ("fedga", 0, 2, 0.25)
     assert run["global_on_test"]["best"]["round"] == run["global_on_test"]["last"]["round"] == 2
@@ -117,28 +103,10 @@ def test_summary_by_hand(tmp_path):
     assert read["runs"][1]["global_on_test"]["last"]["per_class_accuracy"] == [0.7, None]
 
 
-def test_late_accuracy_is_over_the_last_ten_evaluations():
-    accuracies = [None if i % 2 else i / 100 for i in range(40)]  # evaluated: 0, 2, ..., 38
-    assert result_of("fedga", 0, *accuracies).late("accuracy") == pytest.approx(0.29)
-    assert math.isnan(result_of("fedga", 0, None).late("accuracy"))
-
-
 def shown(results):
     output = io.StringIO()
-    Console(file=output, width=120).print(summary_table(results))
+    Console(file=output, width=120).print(*tables(results))
     return output.getvalue()
-
-
-def test_table_has_means_deviations_and_paired_differences():
-    text = shown(RESULTS)
-    assert "2 seeds" in text
-    assert "50.00 ± 14.14" in text
-    assert "minus fedavg, paired" in text
-    assert "15.00 ± 7.07" in text
-    alone = shown(RESULTS[:1])
-    assert "40.00" in alone
-    assert "±" not in alone
-    assert "minus" not in alone
 
 
 def test_runs_that_were_cut_short():
@@ -153,6 +121,15 @@ def test_runs_that_were_cut_short():
     assert "70.00" in shown(cut)
     assert summarise([result_of("fedga", 0, None)], {}, "interrupted")["methods"] == {}
     shown([result_of("fedga", 0, None)])
+
+
+def test_tables_are_written_as_markdown(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        folder.write_tables(RESULTS, 0.65)
+    text = (tmp_path / "tables.md").read_text()
+    assert re.search(r"(?m)^\| +\| +accuracy % \|.* rounds to 65 % \| error asymmetry \|$", text)
+    assert re.search(r"(?m)^\|-+\|-+:?\|", text)
+    assert re.search(r"(?m)^\| fedga +\| +70\.00 ± 0\.00 \|", text)
 
 
 def test_infinite_values_neither_break_the_mean_nor_the_json(tmp_path):
@@ -176,30 +153,6 @@ def test_client_plot(tmp_path, shape):
     pytest.importorskip("matplotlib")
     plot_clients(torch.arange(shape[0] * shape[1]).view(shape), tmp_path / "clients.png")
     assert (tmp_path / "clients.png").read_bytes().startswith(PNG)
-
-
-def local_figures(correct, model="global"):
-    """Four clients of two samples, of which so many are right; a fifth has none."""
-    logits = [torch.eye(3)[:2]] * 4 + [torch.zeros(0, 3)]
-    targets = [torch.tensor([0 if n > 0 else 2, 1 if n > 1 else 2]) for n in correct]
-    return fl.measure_local(logits, [*targets, targets[0][:0]], 3, model)
-
-
-def local_round(number, global_correct, personal_correct=None):
-    round = round_of(number, 0.5)
-    personal = personal_correct and local_figures(personal_correct, "personal")
-    return replace(round, global_on_local=local_figures(global_correct), personal_on_local=personal)
-
-
-LOCAL_RESULTS = [
-    Result("fedavg", 0, {}, [local_round(1, [0, 1, 1, 2]), local_round(2, [0, 0, 0, 1])]),
-    Result(
-        "floco",
-        0,
-        {"tau": 2},
-        [local_round(1, [0, 1, 1, 2], [0, 1, 1, 2]), local_round(2, [1, 1, 1, 1], [2, 2, 2, 1])],
-    ),
-]
 
 
 def test_history_has_the_same_columns_with_and_without_local_figures(tmp_path):
@@ -227,13 +180,6 @@ def test_summary_says_which_model_on_which_data_last_and_best(tmp_path):
     assert summary["methods"]["floco"]["personal_on_local_mean_accuracy"]["mean"] == 0.875
     with RunFolder(tmp_path) as folder:
         folder.write_json("summary.json", summary)
-
-
-def test_table_has_local_figures_where_they_exist():
-    text = shown(LOCAL_RESULTS)
-    assert re.search(r"global on local data: mean accuracy % +│ +12\.50 │ +50\.00", text)
-    assert re.search(r"personal on local data: mean accuracy % +│ +- │ +87\.50", text)
-    assert "local data" not in shown(RESULTS)
 
 
 def test_clients_have_a_line_each(tmp_path, blobs):
