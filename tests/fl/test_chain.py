@@ -281,7 +281,9 @@ def own_model():
     ).double()
 
 
-@pytest.mark.parametrize("method", [fl.FedGA(), fl.Ditto(), fl.Floco(endpoints=3, tau=2)])
+@pytest.mark.parametrize(
+    "method", [fl.FedGA(), fl.Ditto(), fl.Floco(endpoints=3, tau=2), fl.FedNTD(), fl.FedRoD()]
+)
 def test_a_run_is_the_same_with_plain_layers(pictures, method, monkeypatch):
     chains = []
     monkeypatch.setattr(

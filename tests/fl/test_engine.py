@@ -58,6 +58,15 @@ CASES = {
     "floco across tau": (fl.Floco(endpoints=3, tau=2), chain, {}),
     "floco+ across tau": (fl.FlocoPlus(endpoints=2, tau=2), convolutional, {"buffers": "local"}),
     "augmentation": (fl.FedAvg(), chain, {"augment": "crop,flip"}),
+    "a teacher": (fl.FedNTD(), chain, {"augment": "flip"}),
+    "a teacher with buffers": (fl.FedNTD(), convolutional, {"buffers": "local"}),
+    "weighted clients": (fl.Climb(dual_lr=9.0), chain, {}),
+    "weighted classes": (fl.FedRL(), convolutional, {}),
+    "a private layer": (fl.FedPer(), chain, {}),
+    "two heads": (fl.FedRoD(), chain, {}),
+    "two heads with buffers": (fl.FedRoD(), convolutional, {"buffers": "local"}),
+    "published faults": (fl.FedProx(compat="fedga"), convolutional, {}),
+    "a server optimizer": (fl.FedAvg(server_optimizer=fl.ServerYogi()), chain, {}),
     "plain layers": (fl.FedAvg(), chain, {"layers": "plain"}),
 }
 

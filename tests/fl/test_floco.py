@@ -64,7 +64,7 @@ def forward(parameters, x, alpha):
     return torch.tanh(x @ first.T + first_bias) @ weight.T + bias
 
 
-def sgd(parameters, client, config, draws, loss, draw_point, pull=None):
+def sgd(parameters, client, config, draws, loss, draw_point, pull=None, parentheses=True):
     """A client's training, a parameter after the other; returns new parameters."""
     parameters = [p.clone().requires_grad_() for p in parameters]
     velocities = [torch.zeros_like(p) for p in parameters]
@@ -78,7 +78,7 @@ def sgd(parameters, client, config, draws, loss, draw_point, pull=None):
                 if pull:
                     lamda, anchors = pull
                     gradients = [
-                        g + lamda * (p - a)
+                        g + (lamda * (p - a) if parentheses else lamda * p - a)
                         for g, p, a in zip(gradients, parameters, anchors, strict=True)
                     ]
                 norm = math.sqrt(sum((g**2).sum().item() for g in gradients))
@@ -89,7 +89,7 @@ def sgd(parameters, client, config, draws, loss, draw_point, pull=None):
     return [p.detach() for p in parameters]
 
 
-def run_twin(name, parameters, clients, config, *, tau, rho, lamda, loss):
+def run_twin(name, parameters, clients, config, *, tau, rho, lamda, loss, compat=None):
     """Rounds of Floco, Floco+ or Ditto; returns global and personal parameters and the centres."""
     on_simplex = name != "ditto"
     num_endpoints = len(parameters[2])
@@ -101,7 +101,9 @@ def run_twin(name, parameters, clients, config, *, tau, rho, lamda, loss):
         generator = draws("alpha")
         steps = config.local_epochs * math.ceil(len(client) / config.batch_size)
         if within_subregion and client.number in centers:
-            drawn = simplex.sample_ball(centers[client.number], rho, steps, generator=generator)
+            method = "published" if compat else "exact"
+            center = centers[client.number]
+            drawn = simplex.sample_ball(center, rho, steps, method=method, generator=generator)
         else:
             drawn = simplex.sample(num_endpoints, [steps], generator=generator, dtype=torch.float64)
         return iter(drawn).__next__
@@ -114,7 +116,8 @@ def run_twin(name, parameters, clients, config, *, tau, rho, lamda, loss):
                     draws = fl.Draws(config.seed, number, client.number, "statistics")
                     draw = points(client, draws)
                     trained = sgd(parameters, client, config, draws, loss, draw)
-                    statistics[client.number] = (parameters[2] - trained[2]).flatten()
+                    change = trained[2] - parameters[2]
+                    statistics[client.number] = (change if compat else -change).flatten()
             betas, _ = simplex_assign_subregions(torch.stack([*statistics.values()]), num_endpoints)
             centers = dict(zip(statistics, betas, strict=True))
         locals_, weights = [], []
@@ -132,6 +135,7 @@ def run_twin(name, parameters, clients, config, *, tau, rho, lamda, loss):
                     loss,
                     points(client, own_draws),
                     pull=(lamda, parameters),
+                    parentheses=compat is None,
                 )
             locals_.append(sgd(parameters, client, config, draws, loss, points(client, draws)))
             weights.append(len(client))
@@ -144,13 +148,14 @@ def run_twin(name, parameters, clients, config, *, tau, rho, lamda, loss):
 
 @pytest.mark.parametrize("tau", [1, 2, 3, 4])
 @pytest.mark.parametrize("loss", ["cross_entropy", "calibrated_ce"])
+@pytest.mark.parametrize("compat", [None, "floco"])
 @pytest.mark.parametrize("name", ["floco", "floco+", "ditto"])
-def test_three_rounds_agree_with_the_slow_twin(blobs64, name, loss, tau):
-    if name == "ditto" and tau > 1:
-        pytest.skip("Ditto has no tau")
+def test_three_rounds_agree_with_the_slow_twin(blobs64, name, compat, loss, tau):
+    if name == "ditto" and (tau > 1 or compat):
+        pytest.skip("Ditto has no tau and no published faults")
     num_endpoints = 0 if name == "ditto" else 3
     model = network(torch.Generator().manual_seed(1), num_endpoints)
-    options = {"tau": tau, "rho": 0.2, "lamda": 0.7}
+    options = {"tau": tau, "rho": 0.2, "lamda": 0.7, "compat": compat}
     method = fl.build_method(name, loss=loss, **options)
     clients = clients_of(blobs64)
     last = model[2]
@@ -269,6 +274,29 @@ def test_the_global_model_is_at_the_centre_and_clients_are_at_theirs(blobs):
         expected = F.cross_entropy(of_global[client.test_indices], y).item()
         own = rounds[-1].global_on_local.cross_entropies[client.number].item()
         assert own == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_published_code_evaluates_the_global_model_at_one_clients_centre(blobs):
+    rounds, model, clients = run(fl.Floco(tau=2, compat="floco"), blobs)
+    last = fl.sample_clients(6, CONFIG, CONFIG.rounds)[-1]
+    with subregion(model, clients[last].state[CENTER]):
+        expected = F.cross_entropy(fl.predict(model, blobs.x_test), blobs.y_test).item()
+    assert rounds[-1].evaluation.cross_entropy == pytest.approx(expected, rel=1e-6)
+    at_centre = F.cross_entropy(fl.predict(model, blobs.x_test), blobs.y_test).item()
+    assert expected != pytest.approx(at_centre, rel=1e-4)
+
+
+def test_published_points_leave_the_simplex(blobs64):
+    """So that the twin's agreement is about another sampler."""
+    ends = []
+    for compat in ("", "floco"):
+        _, model, _ = run(
+            fl.Floco(tau=1, rho=0.3, compat=compat),
+            blobs64,
+            model=network(torch.Generator().manual_seed(1), 3),
+        )
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert not torch.allclose(*ends, rtol=1e-4, atol=1e-4)
 
 
 # ---- edges ---------------------------------------------------------------------------------------

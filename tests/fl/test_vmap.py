@@ -80,6 +80,11 @@ METHODS = {
     "floco at centres": fl.Floco(endpoints=3, tau=1, rho=0.0),
     "floco of one endpoint": fl.Floco(endpoints=1, tau=2),
     "floco+ across tau": fl.FlocoPlus(endpoints=3, tau=2, lamda=0.3),
+    "floco+, published faults": fl.FlocoPlus(endpoints=3, tau=2, lamda=0.3, compat="floco"),
+    "fedntd": fl.FedNTD(),
+    "fedrod": fl.FedRoD(),
+    "climb": fl.Climb(dual_lr=9.0),
+    "fedrl": fl.FedRL(ratio_beta=0.5),
 }
 SETTINGS = {
     "one epoch": {"local_epochs": 1},
@@ -129,23 +134,31 @@ class Residual(nn.Module):
         return self.last(x)
 
 
-@pytest.mark.parametrize("method", [fl.FedAvg(), fl.Floco(endpoints=2, tau=2)])
+@pytest.mark.parametrize("method", [fl.FedAvg(), fl.Floco(endpoints=2, tau=2), fl.FedNTD()])
 def test_a_users_own_model(blobs64, method):
     config = replace(CONFIG, momentum=0.5, weight_decay=0.01)
     assert_engines_agree(blobs64, config, method, Residual, uneven(blobs64))
 
 
+def test_a_teacher_on_a_simplex(blobs64):
+    """A user's own simplex model: the teacher is at its centre."""
+
+    def build():
+        return simplexify(small(), num_endpoints=2, generator=torch.Generator().manual_seed(0))
+
+    assert_engines_agree(blobs64, CONFIG, fl.FedNTD(), build, uneven(blobs64))
+
+
+@pytest.mark.parametrize("method", [fl.FedAvg(), fl.FedNTD()])
 @pytest.mark.parametrize("augment", ["", "crop", "flip", "crop,flip"])
-def test_images(blobs64, augment):
+def test_images(blobs64, augment, method):
     def build():
         return nn.Sequential(
             nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 4)
         ).double()
 
     dataset = images(blobs64, 2, 8)
-    assert_engines_agree(
-        dataset, replace(CONFIG, augment=augment), build=build, partition=uneven(dataset)
-    )
+    assert_engines_agree(dataset, replace(CONFIG, augment=augment), method, build, uneven(dataset))
 
 
 @pytest.mark.parametrize("network", [fl.LeNet, fl.FlocoCNN])

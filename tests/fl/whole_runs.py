@@ -60,6 +60,8 @@ def run(
 def _tensors(kept: Any) -> Iterator[Tensor]:
     if isinstance(kept, Tensor):
         yield kept
+    elif isinstance(kept, float | bool):
+        yield torch.tensor(float(kept))
     else:
         for part in kept.values() if isinstance(kept, dict) else kept:
             yield from _tensors(part)
