@@ -95,7 +95,7 @@ def _gradient(
 ) -> Tensor:
     """What the fused operator computes beside the loss; autograd's graph for it would cost more."""
     _, gradient = _library.call_calibrated_ce_forward(
-        logits, targets, None, class_counts, calibration, -100, "mean", 0.0, False, True
+        logits, targets, None, class_counts, calibration, -100, "mean", 0.0, False, None, True
     )
     return cast(Tensor, gradient)
 
