@@ -31,6 +31,7 @@ Shape = tuple[int, ...]
 SHAPES = [(64, 10), (64, 100), (50, 200), (256, 1000), (1024, 32000), (4, 19, 128, 128)]
 SMALL_SHAPES = [(64, 10), (64, 100)]  # on a GPU a step is launches and little else
 BIG_SHAPE = (1024, 32000)
+ADJUSTED_SHAPES = [*SMALL_SHAPES, (256, 1000), BIG_SHAPE]
 GPU_SHAPES = [(32768, 1024), (8192, 32000), (4096, 128256)]  # larger than any L2
 CLIENTS, BATCH, CLASSES = 10, 64, 10
 
@@ -205,6 +206,28 @@ def test_forward_backward_large(
     times = timing.interleaved(steps, timing.cold_clock(prepare))
     setting = setting_of("forward_backward_large", shape, dtype, device, threads)
     timing.report("calibrated_ce", setting, times, bytes_moved=2 * logits.nbytes)
+
+
+# ---- adjusted logits ----------------------------------------------------------------------------
+
+
+@timing.everywhere
+@by_dtype
+@by_shape(ADJUSTED_SHAPES)
+def test_logit_adjusted(shape: Shape, dtype: torch.dtype, device: str, threads: int) -> None:
+    """A constant per class is added to the logits, beside the same without it."""
+    logits, target = inputs(shape, dtype, device)
+    eager = losses.adjusted_by(torch.linspace(-3, 3, shape[1], dtype=dtype, device=device))
+    names = [*eager, "cross_entropy_compiled"]
+    steps = {
+        name: backward_step(loss, logits, target)
+        for name, loss in losses.available(names, device, eager).items()
+    }
+    steps["copy"] = lambda: logits.detach().clone()
+    with timing.torch_threads(threads):
+        times = timing.interleaved(steps, timing.clock_of(device))
+    setting = setting_of("logit_adjusted", shape, dtype, device, threads)
+    timing.report("calibrated_ce", setting, times)
 
 
 # ---- small steps on a GPU -----------------------------------------------------------------------

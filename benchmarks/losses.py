@@ -5,10 +5,16 @@ published               the published formula in eager PyTorch: counts, softmax,
 cross_entropy           torch's own loss: it does not calibrate
 liger                   Liger-Kernel's cross entropy, which writes its gradient over the logits
 <name>_compiled         the loss of that name under torch.compile (inductor)
+
+With an adjustment added to the logits (`adjusted_by`):
+
+fedkern                 fedkern.logit_adjusted_ce
+unadjusted              the same kernel without the adjustment
+cross_entropy           torch's own loss of the sum
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -37,18 +43,30 @@ EAGER: dict[str, Loss] = {
 }
 
 
-def available(names: Iterable[str], device: str) -> dict[str, Loss]:
+def adjusted_by(logit_adjustment: Tensor) -> dict[str, Loss]:
+    """Losses of logits plus an adjustment, [C], of their dtype."""
+    equal_counts = torch.ones_like(logit_adjustment)
+    return {
+        "fedkern": lambda z, y: fedkern.logit_adjusted_ce(z, y, logit_adjustment),
+        "unadjusted": lambda z, y: fedkern.calibrated_ce(z, y, class_counts=equal_counts),
+        "cross_entropy": lambda z, y: F.cross_entropy(z + logit_adjustment, y),
+    }
+
+
+def available(
+    names: Iterable[str], device: str, eager: Mapping[str, Loss] = EAGER
+) -> dict[str, Loss]:
     """The losses of these names, without those that this machine cannot run."""
     losses = {}
     for name in names:
         if name.endswith("_compiled"):
             if _can_compile(device):
-                losses[name] = torch.compile(EAGER[name.removesuffix("_compiled")], dynamic=False)
+                losses[name] = torch.compile(eager[name.removesuffix("_compiled")], dynamic=False)
         elif name == "liger":
             if liger := _liger():
                 losses[name] = liger
         else:
-            losses[name] = EAGER[name]
+            losses[name] = eager[name]
     return losses
 
 

@@ -17,8 +17,8 @@
 
 // clang-format off
 TORCH_LIBRARY(fedkern, m) {
-  m.def("calibrated_ce(Tensor input, Tensor target, Tensor? weight=None, Tensor? class_counts=None, str calibration='label', int ignore_index=-100, str reduction='mean', float label_smoothing=0.0, bool grouped=False) -> Tensor");
-  m.def("calibrated_ce_forward(Tensor input, Tensor target, Tensor? weight, Tensor? class_counts, str calibration, int ignore_index, str reduction, float label_smoothing, bool grouped, bool compute_gradient) -> (Tensor loss, Tensor gradient)");
+  m.def("calibrated_ce(Tensor input, Tensor target, Tensor? weight=None, Tensor? class_counts=None, str calibration='label', int ignore_index=-100, str reduction='mean', float label_smoothing=0.0, bool grouped=False, Tensor? logit_adjustment=None) -> Tensor");
+  m.def("calibrated_ce_forward(Tensor input, Tensor target, Tensor? weight, Tensor? class_counts, str calibration, int ignore_index, str reduction, float label_smoothing, bool grouped, Tensor? logit_adjustment, bool compute_gradient) -> (Tensor loss, Tensor gradient)");
   m.def("calibrated_ce_backward(Tensor grad_loss, Tensor gradient, Tensor target, int ignore_index, bool grouped) -> Tensor");
   m.def("calibrated_ce_backward_(Tensor(a!) gradient, Tensor grad_loss, Tensor target, int ignore_index, bool grouped) -> ()");
   m.def("centered_gram(Tensor stats) -> Tensor");

@@ -1,4 +1,4 @@
-"""Losses: FedGA's calibrated cross entropy."""
+"""Losses: FedGA's calibrated cross entropy, and cross entropy of adjusted logits."""
 
 from typing import Literal, TypeAlias, cast
 
@@ -69,20 +69,80 @@ def calibrated_ce(
             `class_counts` that requires grad.
         IndexError: a label outside [0, C). On CUDA bad labels and counts are device-side asserts.
     """
-    arguments = (
-        input,
-        target,
-        weight,
-        class_counts,
-        calibration,
-        ignore_index,
-        reduction,
-        label_smoothing,
-        False,  # grouped: what vmap makes of a stack of calls
-    )
+    options = (calibration, ignore_index, reduction, label_smoothing)
+    return _calibrated_ce(input, target, weight, class_counts, None, *options)
+
+
+def logit_adjusted_ce(
+    input: Tensor,
+    target: Tensor,
+    logit_adjustment: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Cross entropy of logits plus a constant per class, loss and gradient in one pass.
+
+    Value and derivatives are those of :func:`torch.nn.functional.cross_entropy` with class indices
+    as target, for the logits z + b, which are never written down: b is added when z is read. With
+    n the class counts of a client and `prior` the frequencies n / sum(n), b is
+
+        n.log()             balanced softmax (arXiv 2007.10740)
+        tau * prior.log()   logit adjustment (arXiv 2007.07314)
+        -tau * n ** -0.25   FedLC (arXiv 2209.00189)
+
+    For a class without samples all of them give -inf. That is normal: where it is no label, the
+    class has probability 0 and its gradient is exactly 0 (label smoothing, which makes every class
+    a label, makes the loss infinite, as in cross_entropy).
+
+    Args:
+        input: logits z, [C], [N, C] or [N, C, d1, ...]; float32, float64, bfloat16 or float16, any
+            strides. Half types are added to b, and accumulate, in float32. Under autocast it is
+            converted to float32.
+        target: class indices in [0, C), [], [N] or [N, d1, ...]; any integer dtype.
+        logit_adjustment: b, [C], any floating dtype, on input's device. A label whose entry is -inf
+            has the loss inf and the gradient p - [j = y], which is finite; a nan or +inf makes
+            every row nan: all as in cross_entropy.
+        weight: class weights, [C], floating.
+        ignore_index: a label that counts for nothing: loss, gradient and mean.
+        reduction: "mean" (over the weights of the labels that count, as in cross_entropy), "sum" or
+            "none".
+        label_smoothing: in [0, 1], as in cross_entropy.
+
+    Returns:
+        The loss in input's dtype: a scalar, or target's shape for "none". The mean over no sample
+        is nan. Derivatives of any order by input; forward-mode derivatives are refused. Under
+        torch.vmap, which may map b, a stack of calls is one call of the fused kernel.
+
+    Raises:
+        TypeError: a dtype that is not supported, e.g. class probabilities as target.
+        ValueError: a shape, device or option that is not as above, or a `weight` or
+            `logit_adjustment` that requires grad.
+        IndexError: a label outside [0, C). On CUDA bad labels are device-side asserts.
+    """
+    # Equal counts make the calibrated loss the plain one.
+    counts = torch.ones_like(logit_adjustment)
+    options = ("label", ignore_index, reduction, label_smoothing)
+    return _calibrated_ce(input, target, weight, counts, logit_adjustment, *options)
+
+
+def _calibrated_ce(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    class_counts: Tensor | None,
+    logit_adjustment: Tensor | None,
+    *options: str | float,
+) -> Tensor:
+    """The operator, called the cheapest way."""
+    tensors = (input, target, weight, class_counts)
+    # Groups are what vmap makes of a stack of calls.
+    arguments = (*tensors, *options, False, logit_adjustment)
     # A straight call costs less than one through torch.ops; but compilers and what imitates tensors
     # need the latter, and it says which argument is of a wrong type.
-    if not (torch.compiler.is_compiling() or has_torch_function(arguments[:4])):
+    if not (torch.compiler.is_compiling() or has_torch_function((*tensors, logit_adjustment))):
         try:  # contextlib.suppress would cost more than this path saves
             return cast(Tensor, _library.call_calibrated_ce(*arguments))
         except TypeError:

@@ -29,28 +29,30 @@ using OptionalTensor = std::optional<Tensor>;
 Tensor call_calibrated_ce(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                           const OptionalTensor& class_counts, c10::string_view calibration,
                           int64_t ignore_index, c10::string_view reduction, double label_smoothing,
-                          bool grouped) {
+                          bool grouped, const OptionalTensor& logit_adjustment) {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("fedkern::calibrated_ce", "")
           .typed<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
-                        c10::string_view, int64_t, c10::string_view, double, bool)>();
+                        c10::string_view, int64_t, c10::string_view, double, bool,
+                        const OptionalTensor&)>();
   return op.call(input, target, weight, class_counts, calibration, ignore_index, reduction,
-                 label_smoothing, grouped);
+                 label_smoothing, grouped, logit_adjustment);
 }
 
 std::tuple<Tensor, Tensor> call_calibrated_ce_forward(
     const Tensor& input, const Tensor& target, const OptionalTensor& weight,
     const OptionalTensor& class_counts, c10::string_view calibration, int64_t ignore_index,
-    c10::string_view reduction, double label_smoothing, bool grouped, bool compute_gradient) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("fedkern::calibrated_ce_forward", "")
-          .typed<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&,
-                                            const OptionalTensor&, c10::string_view, int64_t,
-                                            c10::string_view, double, bool, bool)>();
+    c10::string_view reduction, double label_smoothing, bool grouped,
+    const OptionalTensor& logit_adjustment, bool compute_gradient) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fedkern::calibrated_ce_forward", "")
+                             .typed<std::tuple<Tensor, Tensor>(
+                                 const Tensor&, const Tensor&, const OptionalTensor&,
+                                 const OptionalTensor&, c10::string_view, int64_t, c10::string_view,
+                                 double, bool, const OptionalTensor&, bool)>();
   return op.call(input, target, weight, class_counts, calibration, ignore_index, reduction,
-                 label_smoothing, grouped, compute_gradient);
+                 label_smoothing, grouped, logit_adjustment, compute_gradient);
 }
 
 namespace {
@@ -60,18 +62,19 @@ namespace {
 Tensor calibrated_ce(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                      const OptionalTensor& class_counts, c10::string_view calibration,
                      int64_t ignore_index, c10::string_view reduction, double label_smoothing,
-                     bool grouped) {
+                     bool grouped, const OptionalTensor& logit_adjustment) {
   return std::get<0>(call_calibrated_ce_forward(input, target, weight, class_counts, calibration,
                                                 ignore_index, reduction, label_smoothing, grouped,
-                                                /*compute_gradient=*/false));
+                                                logit_adjustment, /*compute_gradient=*/false));
 }
 
 std::tuple<Tensor, Tensor> calibrated_ce_forward_meta(
     const Tensor& input, const Tensor& target, const OptionalTensor& weight,
     const OptionalTensor& class_counts, c10::string_view calibration, int64_t,
-    c10::string_view reduction, double label_smoothing, bool grouped, bool compute_gradient) {
+    c10::string_view reduction, double label_smoothing, bool grouped,
+    const OptionalTensor& logit_adjustment, bool compute_gradient) {
   const auto options = check_calibrated_ce(input, target, weight, class_counts, calibration,
-                                           reduction, label_smoothing, grouped);
+                                           reduction, label_smoothing, grouped, logit_adjustment);
   return {at::empty_symint(loss_shape(target, options.reduction, grouped), input.options()),
           compute_gradient ? at::empty_like(input) : at::empty({0}, input.options())};
 }
@@ -90,8 +93,10 @@ class SavedCall {
         target_(call.target, false),
         weight_(call.weight, false),
         class_counts_(call.class_counts, false),
+        logit_adjustment_(call.logit_adjustment, false),
         rest_(std::move(call)) {
-    rest_.input = rest_.target = rest_.weight = rest_.class_counts = Tensor();
+    rest_.input = rest_.target = rest_.weight = rest_.class_counts = rest_.logit_adjustment =
+        Tensor();
   }
 
   // What the first derivative needs. The input is not looked at: it may have been overwritten.
@@ -105,15 +110,18 @@ class SavedCall {
     call.target = target_.unpack();
     call.weight = weight_.unpack();
     call.class_counts = class_counts_.unpack();
+    call.logit_adjustment = logit_adjustment_.unpack();
     return call;
   }
 
   void release() {
-    for (auto* saved : {&input_, &target_, &weight_, &class_counts_}) saved->reset_data();
+    for (auto* saved : {&input_, &target_, &weight_, &class_counts_, &logit_adjustment_}) {
+      saved->reset_data();
+    }
   }
 
  private:
-  ag::SavedVariable input_, target_, weight_, class_counts_;
+  ag::SavedVariable input_, target_, weight_, class_counts_, logit_adjustment_;
   CalibratedCECall rest_;
 };
 
@@ -184,26 +192,29 @@ struct CalibratedCEBackward : ag::Node {
   }
 };
 
-std::tuple<Tensor, Tensor> forward_with_history(const Tensor& input, const Tensor& target,
-                                                const OptionalTensor& weight,
-                                                const OptionalTensor& class_counts,
-                                                c10::string_view calibration, int64_t ignore_index,
-                                                c10::string_view reduction, double label_smoothing,
-                                                bool grouped, bool return_gradient) {
-  for (const OptionalTensor* constant : {&weight, &class_counts}) {
-    TORCH_CHECK_VALUE(!*constant || !ag::compute_requires_grad(**constant),
-                      "calibrated_ce: ", constant == &weight ? "weight" : "class_counts",
-                      " must not require grad: the loss has no derivative by it");
-  }
-  TORCH_CHECK_NOT_IMPLEMENTED(!input._fw_grad(/*level=*/0).defined(),
-                              "calibrated_ce: forward-mode derivatives are not implemented");
+std::tuple<Tensor, Tensor> forward_with_history(
+    const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+    const OptionalTensor& class_counts, c10::string_view calibration, int64_t ignore_index,
+    c10::string_view reduction, double label_smoothing, bool grouped,
+    const OptionalTensor& logit_adjustment, bool return_gradient) {
+  const auto check_constant = [](const OptionalTensor& constant, const char* name) {
+    TORCH_CHECK_VALUE(!constant || !ag::compute_requires_grad(*constant), "calibrated_ce: ", name,
+                      " must not require grad: it is a constant of the loss");
+  };
+  check_constant(weight, "weight");
+  check_constant(class_counts, "class_counts");
+  check_constant(logit_adjustment, "logit_adjustment");
+  const auto has_tangent = [](const Tensor& t) { return t._fw_grad(/*level=*/0).defined(); };
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !has_tangent(input) && !(logit_adjustment && has_tangent(*logit_adjustment)),
+      "calibrated_ce: forward-mode derivatives are not implemented");
   const bool requires_grad = ag::compute_requires_grad(input);
   Tensor loss, gradient;
   {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     std::tie(loss, gradient) = call_calibrated_ce_forward(
         input, target, weight, class_counts, calibration, ignore_index, reduction, label_smoothing,
-        grouped, requires_grad || return_gradient);
+        grouped, logit_adjustment, requires_grad || return_gradient);
   }
   if (!requires_grad) return {loss, gradient};
 
@@ -211,6 +222,7 @@ std::tuple<Tensor, Tensor> forward_with_history(const Tensor& input, const Tenso
                               target,
                               weight.value_or(Tensor()),
                               class_counts.value_or(Tensor()),
+                              logit_adjustment.value_or(Tensor()),
                               parse_options(calibration, reduction),
                               ignore_index,
                               label_smoothing,
@@ -227,19 +239,21 @@ std::tuple<Tensor, Tensor> forward_with_history(const Tensor& input, const Tenso
 Tensor calibrated_ce_autograd(const Tensor& input, const Tensor& target,
                               const OptionalTensor& weight, const OptionalTensor& class_counts,
                               c10::string_view calibration, int64_t ignore_index,
-                              c10::string_view reduction, double label_smoothing, bool grouped) {
+                              c10::string_view reduction, double label_smoothing, bool grouped,
+                              const OptionalTensor& logit_adjustment) {
   return std::get<0>(forward_with_history(input, target, weight, class_counts, calibration,
                                           ignore_index, reduction, label_smoothing, grouped,
-                                          /*return_gradient=*/false));
+                                          logit_adjustment, /*return_gradient=*/false));
 }
 
 std::tuple<Tensor, Tensor> calibrated_ce_forward_autograd(
     const Tensor& input, const Tensor& target, const OptionalTensor& weight,
     const OptionalTensor& class_counts, c10::string_view calibration, int64_t ignore_index,
-    c10::string_view reduction, double label_smoothing, bool grouped, bool compute_gradient) {
+    c10::string_view reduction, double label_smoothing, bool grouped,
+    const OptionalTensor& logit_adjustment, bool compute_gradient) {
   auto [loss, gradient] =
       forward_with_history(input, target, weight, class_counts, calibration, ignore_index,
-                           reduction, label_smoothing, grouped, compute_gradient);
+                           reduction, label_smoothing, grouped, logit_adjustment, compute_gradient);
   return {loss, compute_gradient ? gradient : at::empty({0}, input.options())};
 }
 
@@ -253,10 +267,11 @@ template <c10::DispatchKey kAutocast>
 Tensor calibrated_ce_autocast(const Tensor& input, const Tensor& target,
                               const OptionalTensor& weight, const OptionalTensor& class_counts,
                               c10::string_view calibration, int64_t ignore_index,
-                              c10::string_view reduction, double label_smoothing, bool grouped) {
+                              c10::string_view reduction, double label_smoothing, bool grouped,
+                              const OptionalTensor& logit_adjustment) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(kAutocast);
   return call_calibrated_ce(to_float32(input), target, weight, class_counts, calibration,
-                            ignore_index, reduction, label_smoothing, grouped);
+                            ignore_index, reduction, label_smoothing, grouped, logit_adjustment);
 }
 
 // ---- vmap --------------------------------------------------------------------------------------
@@ -264,32 +279,33 @@ Tensor calibrated_ce_autocast(const Tensor& input, const Tensor& target,
 Tensor calibrated_ce_vmap(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                           const OptionalTensor& class_counts, c10::string_view calibration,
                           int64_t ignore_index, c10::string_view reduction, double label_smoothing,
-                          bool grouped) {
-  const VmapCall vmap(grouped, {input, target, weight, class_counts});
+                          bool grouped, const OptionalTensor& logit_adjustment) {
+  const VmapCall vmap(grouped, {input, target, weight, class_counts, logit_adjustment});
   if (!vmap.maps()) {
     return call_calibrated_ce(input, target, weight, class_counts, calibration, ignore_index,
-                              reduction, label_smoothing, grouped);
+                              reduction, label_smoothing, grouped, logit_adjustment);
   }
   return vmap.mapped(call_calibrated_ce(vmap.grouped(input), vmap.grouped(target),
                                         vmap.class_vector(weight), vmap.class_vector(class_counts),
                                         calibration, ignore_index, reduction, label_smoothing,
-                                        /*grouped=*/true));
+                                        /*grouped=*/true, vmap.class_vector(logit_adjustment)));
 }
 
 std::tuple<Tensor, Tensor> calibrated_ce_forward_vmap(
     const Tensor& input, const Tensor& target, const OptionalTensor& weight,
     const OptionalTensor& class_counts, c10::string_view calibration, int64_t ignore_index,
-    c10::string_view reduction, double label_smoothing, bool grouped, bool compute_gradient) {
-  const VmapCall vmap(grouped, {input, target, weight, class_counts});
+    c10::string_view reduction, double label_smoothing, bool grouped,
+    const OptionalTensor& logit_adjustment, bool compute_gradient) {
+  const VmapCall vmap(grouped, {input, target, weight, class_counts, logit_adjustment});
   if (!vmap.maps()) {
     return call_calibrated_ce_forward(input, target, weight, class_counts, calibration,
                                       ignore_index, reduction, label_smoothing, grouped,
-                                      compute_gradient);
+                                      logit_adjustment, compute_gradient);
   }
   const auto [loss, gradient] = call_calibrated_ce_forward(
       vmap.grouped(input), vmap.grouped(target), vmap.class_vector(weight),
       vmap.class_vector(class_counts), calibration, ignore_index, reduction, label_smoothing,
-      /*grouped=*/true, compute_gradient);
+      /*grouped=*/true, vmap.class_vector(logit_adjustment), compute_gradient);
   return {vmap.mapped(loss), compute_gradient ? vmap.mapped(gradient) : gradient};
 }
 

@@ -2,17 +2,21 @@
 
 // calibrated_ce: FedGA's calibrated cross entropy. The formulas are in calibrated_ce_math.h.
 //
-//   input         [C], [N, C] or [N, C, d1, ...], float32, float64, bfloat16 or float16, any
-//   strides target        class indices, any integer dtype: [], [N] or [N, d1, ...] weight [C] or
-//   none, floating class_counts  [C] or none, real: finite, >= 0, > 0 for every class that is a
-//   label.
-//                 None: the histogram of this call's labels
-//   loss          input's dtype; [] for "mean" and "sum", target's shape for "none"
-//   gradient      of the (reduced) loss by input: input's shape, dtype and (dense) strides. The
-//                 mean's denominator is in it, so backward only multiplies by the upstream gradient
+//   input             [C], [N, C] or [N, C, d1, ...], float32, float64, bfloat16 or float16, any
+//                     strides
+//   target            class indices, any integer dtype: [], [N] or [N, d1, ...]
+//   weight            [C] or none, floating
+//   class_counts      [C] or none, real: finite, >= 0, > 0 for every class that is a label. None:
+//                     the histogram of this call's labels
+//   logit_adjustment  [C] or none, floating: added to the logits where they are read, in the type
+//                     that accumulates. -inf, of a class without samples, is as a logit of -inf
+//   loss              input's dtype; [] for "mean" and "sum", target's shape for "none"
+//   gradient          of the (reduced) loss by input: input's shape, dtype and (dense) strides. The
+//                     mean's denominator is in it, so backward only multiplies by the upstream
+//                     gradient
 //
 // grouped: input and target are stacks of G independent calls, [G, ...], and so are the results;
-// weight and class_counts are [C], for all of them, or [G, C].
+// weight, class_counts and logit_adjustment are [C], for all of them, or [G, C].
 //
 // Rows whose label is ignore_index count for nothing, wherever ignore_index lies. An empty mean is
 // nan. Accumulates in float32 (float64 for float64). The bits do not depend on the number of
@@ -39,12 +43,13 @@ at::Tensor call_calibrated_ce(const at::Tensor& input, const at::Tensor& target,
                               const std::optional<at::Tensor>& weight,
                               const std::optional<at::Tensor>& class_counts,
                               std::string_view calibration, int64_t ignore_index,
-                              std::string_view reduction, double label_smoothing, bool grouped);
+                              std::string_view reduction, double label_smoothing, bool grouped,
+                              const std::optional<at::Tensor>& logit_adjustment);
 std::tuple<at::Tensor, at::Tensor> call_calibrated_ce_forward(
     const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight,
     const std::optional<at::Tensor>& class_counts, std::string_view calibration,
     int64_t ignore_index, std::string_view reduction, double label_smoothing, bool grouped,
-    bool compute_gradient);
+    const std::optional<at::Tensor>& logit_adjustment, bool compute_gradient);
 
 struct CalibratedCEOptions {
   Calibration calibration;
@@ -100,7 +105,8 @@ inline CalibratedCEOptions check_calibrated_ce(const at::Tensor& input, const at
                                                const std::optional<at::Tensor>& class_counts,
                                                std::string_view calibration,
                                                std::string_view reduction, double label_smoothing,
-                                               bool grouped) {
+                                               bool grouped,
+                                               const std::optional<at::Tensor>& logit_adjustment) {
   const auto dtype = input.scalar_type();
   TORCH_CHECK_TYPE(is_supported(dtype),
                    "calibrated_ce: input must be float32, float64, bfloat16 or float16, got ",
@@ -129,6 +135,11 @@ inline CalibratedCEOptions check_calibrated_ce(const at::Tensor& input, const at
                     "calibrated_ce: input must have at least one class, got shape ",
                     input.sym_sizes());
 
+  // The adjustment comes first: fedkern.logit_adjusted_ce makes counts in its likeness.
+  detail::check_class_vector(logit_adjustment, "logit_adjustment", input, grouped);
+  TORCH_CHECK_TYPE(!logit_adjustment || logit_adjustment->is_floating_point(),
+                   "calibrated_ce: logit_adjustment must be floating, got ",
+                   logit_adjustment->scalar_type());
   detail::check_class_vector(weight, "weight", input, grouped);
   detail::check_class_vector(class_counts, "class_counts", input, grouped);
   TORCH_CHECK_TYPE(!weight || weight->is_floating_point(),

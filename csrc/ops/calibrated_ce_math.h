@@ -2,7 +2,8 @@
 
 // Calibrated cross entropy (FedGA, arXiv 2412.16582): the formulas, once, for every backend.
 //
-// For one row of logits z [C] with label y, class counts n, class weights w, label smoothing eps:
+// For one row of logits z [C], adjusted if they are to be, with label y, class counts n, class
+// weights w, label smoothing eps:
 //
 //   p = softmax(z)
 //   r_c = 1 - n_c / n_y                                            calibration of class c, r_y = 0

@@ -31,8 +31,8 @@ Tensor sum_rows(const Tensor& t, int64_t class_dim, bool grouped) {
 }  // namespace
 
 Tensor calibrated_ce_second_derivative(const Tensor& v, const CalibratedCECall& call) {
-  const auto& [input, target, weight, class_counts, options, ignore_index, label_smoothing,
-               grouped] = call;
+  const auto& [input, target, weight, class_counts, logit_adjustment, options, ignore_index,
+               label_smoothing, grouped] = call;
   const int64_t dim = class_dim(input, grouped);
   const auto dtype = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto sum_classes = [dim](const Tensor& t) { return t.sum(dim, /*keepdim=*/true); };
@@ -46,7 +46,11 @@ Tensor calibrated_ce_second_derivative(const Tensor& v, const CalibratedCECall& 
       weight.defined() ? weight.detach().to(dtype) : at::ones_like(classes, one_hot.options()),
       input, dim);
   const Tensor w_y = sum_classes(one_hot * w);
-  const Tensor p = at::softmax(input, dim, dtype);
+  const Tensor logits =
+      logit_adjustment.defined()
+          ? input.to(dtype) + as_class_vector(logit_adjustment.to(dtype), input, dim)
+          : input;
+  const Tensor p = at::softmax(logits, dim, dtype);
 
   Tensor label_sum = (1 - label_smoothing) * w_y + label_smoothing * w.mean(dim, /*keepdim=*/true);
   if (options.calibration == Calibration::kLabel) {
@@ -55,8 +59,9 @@ Tensor calibrated_ce_second_derivative(const Tensor& v, const CalibratedCECall& 
     const Tensor n_y = at::where(counts, sum_classes(one_hot * n), 1);
     label_sum = label_sum + sum_classes(w * p.detach() * (1 - n / n_y));
   }
-  Tensor factor = at::where(counts, label_sum, 0);
-  if (options.reduction == Reduction::kMean) factor = factor / sum_rows(w_y, dim, grouped);
+  // A mean over nothing is 0 / 0, which must not get past `counts`.
+  if (options.reduction == Reduction::kMean) label_sum = label_sum / sum_rows(w_y, dim, grouped);
+  const Tensor factor = at::where(counts, label_sum, 0);
 
   const Tensor product = factor * p * (v - sum_classes(p * v));
   return at::where(counts, product, 0).to(input.scalar_type());

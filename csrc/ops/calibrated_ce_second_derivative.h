@@ -9,9 +9,9 @@
 
 namespace fedkern {
 
-// calibrated_ce's arguments; weight and class_counts may be undefined.
+// calibrated_ce's arguments; weight, class_counts and logit_adjustment may be undefined.
 struct CalibratedCECall {
-  at::Tensor input, target, weight, class_counts;
+  at::Tensor input, target, weight, class_counts, logit_adjustment;
   CalibratedCEOptions options;
   int64_t ignore_index;
   double label_smoothing;

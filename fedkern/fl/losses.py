@@ -175,7 +175,17 @@ def fused_gradient(
 ) -> Tensor:
     """What `fedkern.calibrated_ce` computes beside the loss; autograd's graph would cost more."""
     _, gradient = _library.call_calibrated_ce_forward(
-        logits, targets, weight, class_counts, calibration, -100, "mean", 0.0, False, True
+        logits,
+        targets,
+        weight,
+        class_counts,
+        calibration,
+        -100,
+        "mean",
+        0.0,
+        False,
+        logit_adjustment,
+        True,
     )
     return cast(Tensor, gradient)
 

@@ -1,4 +1,4 @@
-"""The twin of `fedkern.calibrated_ce`: the published formula through a dense, detached label."""
+"""The twin of calibrated_ce: the published formula through a dense, detached label."""
 
 import torch
 from torch import Tensor
@@ -17,14 +17,18 @@ def calibrated_ce(
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    logit_adjustment: Tensor | None = None,
 ) -> Tensor:
     """The same value and derivatives as `fedkern.calibrated_ce`, for the same arguments.
 
+    `logit_adjustment`, [C], is added to the logits, as by `fedkern.logit_adjusted_ce`.
     Computes in input's dtype, with as many [N, C] intermediates as it takes.
     """
     class_dim = 0 if input.dim() == 1 else 1
     num_classes = input.shape[class_dim]
     logits = input.movedim(class_dim, -1).reshape(-1, num_classes)
+    if logit_adjustment is not None:
+        logits = logits + logit_adjustment.to(logits.dtype)
     labels = target.reshape(-1).long()
     keep = labels != ignore_index
     labels = torch.where(keep, labels, 0)  # any class will do for a row that counts for nothing

@@ -441,7 +441,12 @@ def test_failed_kernel_raises_in_python(emulated: ModuleType) -> None:
     assert fedkern.class_counts(torch.tensor([0, 1]), 3).tolist() == [1, 1, 0]
 
 
-OPERATORS_TESTS = ["test_operator_contract.py", "test_calibrated_ce.py", "test_class_counts.py"]
+OPERATORS_TESTS = [
+    "test_operator_contract.py",
+    "test_calibrated_ce.py",
+    "test_class_counts.py",
+    "test_logit_adjusted_ce.py",
+]
 
 
 def run_operators_tests(environment: dict[str, str]) -> None:

@@ -12,23 +12,30 @@ from operators._entry import FLOATING, Arguments, Operator, counts, generator, l
 
 def with_all(arguments: Arguments) -> Arguments:
     """calibrated_ce's arguments, those left out filled in."""
-    defaults = (None, None, "label", -100, "mean", 0.0, False)
+    defaults = (None, None, "label", -100, "mean", 0.0, False, None)
     return (*arguments, *defaults[len(arguments) - 2 :])
 
 
 def calibrated_ce_twin(*arguments: Any) -> Tensor:
-    input, target, weight, class_counts, *options, grouped = with_all(arguments)
+    input, target, weight, class_counts, *options, grouped, adjustment = with_all(arguments)
     names = ("calibration", "ignore_index", "reduction", "label_smoothing")
     named = dict(zip(names, options, strict=True))
     if not grouped:
-        return reference.calibrated_ce(input, target, weight, class_counts=class_counts, **named)
+        return reference.calibrated_ce(
+            input, target, weight, class_counts=class_counts, logit_adjustment=adjustment, **named
+        )
 
     def of_group(vector: Tensor | None, g: int) -> Tensor | None:
         return vector[g] if vector is not None and vector.dim() == 2 else vector
 
     losses = [
         reference.calibrated_ce(
-            z, y, of_group(weight, g), class_counts=of_group(class_counts, g), **named
+            z,
+            y,
+            of_group(weight, g),
+            class_counts=of_group(class_counts, g),
+            logit_adjustment=of_group(adjustment, g),
+            **named,
         )
         for g, (z, y) in enumerate(zip(input, target, strict=True))
     ]
@@ -60,6 +67,8 @@ def calibrated_ce_samples(dtype: torch.dtype) -> list[Arguments]:
     weight = torch.rand(5, dtype=torch.float64, generator=generator(3)) + 0.1
     of_groups = torch.rand(2, 5, dtype=torch.float64, generator=generator(3)) + 0.1
     none, label = (None, None), ("label", -100)
+    b = randn(5, seed=4)
+    absent = torch.where(torch.arange(5) == 4, -torch.inf, b)
     return [
         (randn(6, 5, dtype=dtype), labels(6, num_classes=5)),
         (randn(5, dtype=dtype), labels(num_classes=5), None, counts(5)),
@@ -73,6 +82,12 @@ def calibrated_ce_samples(dtype: torch.dtype) -> list[Arguments]:
         (randn(2, 3, 5, 4, dtype=dtype), labels(2, 3, 4, num_classes=5), weight, counts(5), *label,
          "none", 0.0, True),
         (randn(3, 5, dtype=dtype), labels(3, num_classes=5), *none, *label, "mean", 0.0, False),
+        (randn(6, 5, dtype=dtype), labels(6, num_classes=4), *none, *label, "none", 0.0, False,
+         absent),
+        (randn(2, 5, 3, dtype=dtype), labels(2, 3, num_classes=5), weight, counts(5), "gradient",
+         1, "mean", 0.1, False, b),
+        (randn(2, 6, 5, dtype=dtype), labels(2, 6, num_classes=5), None, counts(5), *label, "sum",
+         0.0, True, randn(2, 5, seed=4)),
         (randn(0, 5, dtype=dtype), labels(0, num_classes=5), *none, *label, "sum"),
         (randn(2, 0, 5, dtype=dtype), labels(2, 0, num_classes=5), *none, *label, "sum", 0.0, True),
     ]  # fmt: skip
@@ -106,6 +121,10 @@ BAD_CALLS: list[tuple[type[Exception], str, Arguments]] = [
     (ValueError, "reduction must be", (LOGITS, TARGET, None, None, "label", 0, "avg")),
     (ValueError, "label_smoothing must be in",
      (LOGITS, TARGET, None, None, "label", 0, "sum", 2.0)),
+    (ValueError, r"logit_adjustment must have one entry .* got shape \[9\]",
+     (LOGITS, TARGET, None, None, "label", 0, "sum", 0.0, False, torch.zeros(9))),
+    (TypeError, "logit_adjustment must be floating, got Long",
+     (LOGITS, TARGET, None, None, "label", 0, "sum", 0.0, False, torch.zeros(10).long())),
     (ValueError, r"got shape \[3, 10\]",  # three groups' weights for two groups
      (LOGITS.view(2, 2, 10), TARGET.view(2, 2), torch.ones(3, 10), None, "label", 0, "sum", 0.0,
       True)),

@@ -149,7 +149,8 @@ template <typename scalar_t>
 void forward(const at::Tensor& input, const at::Tensor& target,
              const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& class_counts,
              const CalibratedCEOptions& options, int64_t ignore_index, double label_smoothing,
-             bool grouped, at::Tensor& loss, at::Tensor& gradient) {
+             bool grouped, const std::optional<at::Tensor>& logit_adjustment, at::Tensor& loss,
+             at::Tensor& gradient) {
   using T = accumulate_t<scalar_t>;
   const int64_t num_classes = input.size(class_dim(input, grouped));
   const int64_t num_groups = grouped ? input.size(0) : 1;
@@ -189,6 +190,12 @@ void forward(const at::Tensor& input, const at::Tensor& target,
     }
   });
 
+  const at::Tensor adjustments = class_vector<T>(logit_adjustment);
+  ClassVectors<T> b(adjustments.defined() ? adjustments.numel() / num_classes : 0, num_classes);
+  b.fill([&](int64_t i, T* values) {
+    std::copy_n(adjustments.const_data_ptr<T>() + i * num_classes, num_classes, values);
+  });
+
   CpuBuffer<double, 16> denominators(num_groups), losses(num_groups);
   sum_over_blocks<T>(blocks, /*row_elements=*/1, /*scratch_size=*/0, denominators.data(),
                      [&](int64_t g, int64_t begin, int64_t end, T*) {
@@ -206,6 +213,7 @@ void forward(const at::Tensor& input, const at::Tensor& target,
     groups[g] = {
         n.of_group(g),
         w_g,
+        b.of_group(g),
         {1 - label_smoothing, label_smoothing / static_cast<double>(num_classes), weight_sum},
         1 / denominators[g]};
   }
@@ -239,13 +247,13 @@ std::tuple<at::Tensor, at::Tensor> calibrated_ce_forward(
     const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight,
     const std::optional<at::Tensor>& class_counts, c10::string_view calibration,
     int64_t ignore_index, c10::string_view reduction, double label_smoothing, bool grouped,
-    bool compute_gradient) {
+    const std::optional<at::Tensor>& logit_adjustment, bool compute_gradient) {
   const auto options = check_calibrated_ce(input, target, weight, class_counts, calibration,
-                                           reduction, label_smoothing, grouped);
+                                           reduction, label_smoothing, grouped, logit_adjustment);
   const auto run = [&](const at::Tensor& logits, at::Tensor& loss, at::Tensor& gradient) {
     switch_dtype(input.scalar_type(), [&](auto zero) {
       forward<decltype(zero)>(logits, target, weight, class_counts, options, ignore_index,
-                              label_smoothing, grouped, loss, gradient);
+                              label_smoothing, grouped, logit_adjustment, loss, gradient);
     });
   };
   return allocate_and_run(input, target, options.reduction, grouped, compute_gradient, run);

@@ -4,12 +4,13 @@
 // Rows are worked on in tiles that fit the L1 cache (a long row is a tile of its own, in L2), in
 // four phases:
 //
-//   load          logits -> scratch, maxima
+//   load          logits, adjusted -> scratch, maxima
 //   exponentiate  scratch -> exponentials in scratch, row sums
 //   finish        row sums -> losses, gradient coefficients
 //   store         scratch -> gradient
 //
-// Long rows of float are read where they lie, and their exponentials wait in the gradient.
+// Exponentials of long rows of float wait in the gradient; unless they are adjusted, such rows are
+// read where they lie.
 
 #include "ops/cpu/calibrated_ce_kernel.h"
 
@@ -132,14 +133,17 @@ inline T label_gradient(const Tile<T>& tile, int64_t i, T e_y) {
 
 // ---- lanes are classes -------------------------------------------------------------------------
 
-// Long rows of logits that are T already, next to each other, are used where they lie, and their
-// exponentials wait in the gradient; scratch holds other rows, [row, class], in whole vectors.
+// The exponentials of long rows of logits that are T already, next to each other, wait in the
+// gradient, and without an adjustment the logits are used where they lie; scratch holds all else,
+// [row, class], in whole vectors.
 
 constexpr int64_t kLongRow = 512;
 
-// The row's maximum; the row itself goes to `to`, unless that is null.
+// The maximum of the row, to which `adjustment` is added unless it is null; the row itself goes to
+// `to`, unless that is null.
 template <typename scalar_t, typename T>
-inline T load_row(const scalar_t* from, int64_t class_stride, int64_t num_classes, T* to) {
+inline T load_row(const scalar_t* from, int64_t class_stride, int64_t num_classes,
+                  const T* adjustment, T* to) {
   using V = Vector<T>;
   using Chunk = Chunk<scalar_t>;
   const V lowest(-std::numeric_limits<T>::infinity());
@@ -154,6 +158,7 @@ inline T load_row(const scalar_t* from, int64_t class_stride, int64_t num_classe
     for (int64_t q = 0; q < Chunk::kParts; ++q) {
       const int64_t c = j + q * V::size(), left = count - q * V::size();
       if (class_stride != 1) z.part[q] = V::loadu(to + c);
+      if (adjustment) z.part[q] = z.part[q] + V::loadu(adjustment + c);
       if (left < V::size()) z.part[q] = V::set(lowest, z.part[q], left < 0 ? 0 : left);
       m[q] = larger(z.part[q], m[q]);
       if (to) z.part[q].store(to + c);
@@ -239,11 +244,12 @@ inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments,
   scalar_t* gradient = kGradient ? arguments.gradient + to.offset(tile.first) : nullptr;
   const bool in_place = std::is_same_v<scalar_t, T> && num_classes >= kLongRow &&
                         from.class_stride == 1 && (!kGradient || to.class_stride == 1);
+  const bool read_in_place = in_place && !group.adjustment;
   constexpr int64_t kWidth = Vector<T>::size();
   const int64_t size = in_place ? num_classes : (num_classes + kWidth - 1) / kWidth * kWidth;
   const auto z_of = [&](int64_t i) {
-    return in_place ? reinterpret_cast<const T*>(logits + i * from.position_stride)
-                    : scratch + i * stride;
+    return read_in_place ? reinterpret_cast<const T*>(logits + i * from.position_stride)
+                         : scratch + i * stride;
   };
   const auto e_of = [&](int64_t i) {
     return in_place ? reinterpret_cast<T*>(gradient + i * to.position_stride)
@@ -253,7 +259,7 @@ inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments,
   for (int64_t i = 0; i < tile.rows; ++i) {
     if (tile.label[i] == kIgnored) continue;
     tile.maximum[i] = load_row(logits + i * from.position_stride, from.class_stride, num_classes,
-                               in_place ? nullptr : scratch + i * stride);
+                               group.adjustment, read_in_place ? nullptr : scratch + i * stride);
     tile.d_y[i] = z_of(i)[tile.label[i]] - tile.maximum[i];
   }
   for (int64_t i = 0; i < tile.rows; ++i) {
@@ -278,7 +284,7 @@ inline double run_rows(const CalibratedCEArguments<scalar_t>& arguments,
 
 template <typename scalar_t, typename T>
 inline void load_columns(const scalar_t* from, int64_t class_stride, int64_t num_classes,
-                         Tile<T>& tile, T* to) {
+                         const T* adjustment, Tile<T>& tile, T* to) {
   using V = Vector<T>;
   using Chunk = Chunk<scalar_t>;
   const int64_t stride = padded(tile.rows);
@@ -287,9 +293,10 @@ inline void load_columns(const scalar_t* from, int64_t class_stride, int64_t num
   }
   for (int64_t c = 0; c < num_classes; ++c) {
     for_each_chunk<Chunk::kSize>(tile.rows, [&](int64_t i, int64_t count) {
-      const Chunk z = Chunk::load(from + c * class_stride + i, count);
+      Chunk z = Chunk::load(from + c * class_stride + i, count);
       for (int64_t q = 0; q < Chunk::kParts; ++q) {
         const int64_t row = i + q * V::size();
+        if (adjustment) z.part[q] = z.part[q] + V(adjustment[c]);
         larger(z.part[q], V::loadu(tile.maximum + row)).store(tile.maximum + row);
         z.part[q].store(to + c * stride + row);
       }
@@ -363,7 +370,7 @@ inline double run_columns(const CalibratedCEArguments<scalar_t>& arguments,
   const RowLayout &from = arguments.logits_layout, &to = arguments.gradient_layout;
   const scalar_t* logits = arguments.logits + from.offset(tile.first);
   scalar_t* gradient = kGradient ? arguments.gradient + to.offset(tile.first) : nullptr;
-  load_columns(logits, from.class_stride, num_classes, tile, scratch);
+  load_columns(logits, from.class_stride, num_classes, group.adjustment, tile, scratch);
   for (int64_t i = 0; i < tile.rows; ++i) {
     if (tile.label[i] == kIgnored) {  // whatever its logits are, no nan may come of them
       for (int64_t c = 0; c < num_classes; ++c) scratch[c * stride + i] = T(0);

@@ -23,6 +23,7 @@ template <typename T>
 struct CalibratedCEGroup {
   const T* n;  // [padded(C)] class counts, then zeros
   const T* w;  // [padded(C)] class weights, then zeros; or null: no weights, no label smoothing
+  const T* adjustment;  // [padded(C)] what is added to the logits, then zeros; or null
   LabelSmoothing smoothing;
   double factor;  // 1 over the mean's denominator, else 1
 };

@@ -17,7 +17,8 @@ template <typename scalar_t>
 void forward(const at::Tensor& input, const at::Tensor& target,
              const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& class_counts,
              const CalibratedCEOptions& options, int64_t ignore_index, double label_smoothing,
-             bool grouped, at::Tensor& loss, at::Tensor& gradient) {
+             bool grouped, const std::optional<at::Tensor>& logit_adjustment, at::Tensor& loss,
+             at::Tensor& gradient) {
   using T = accumulate_t<scalar_t>;
   const int64_t num_classes = input.size(class_dim(input, grouped));
   const int64_t groups = grouped ? input.size(0) : 1;
@@ -29,7 +30,8 @@ void forward(const at::Tensor& input, const at::Tensor& target,
     return vector.defined() && vector.dim() == 2 ? num_classes : 0;
   };
   const at::Tensor labels = target.to(at::kLong).contiguous();
-  const at::Tensor counts = class_vector(class_counts), weights = class_vector(weight);
+  const at::Tensor counts = class_vector(class_counts), weights = class_vector(weight),
+                   adjustments = class_vector(logit_adjustment);
 
   CalibratedCECudaArguments<cuda_t<scalar_t>> arguments{};
   arguments.logits = const_cuda_data<scalar_t>(input);
@@ -42,6 +44,8 @@ void forward(const at::Tensor& input, const at::Tensor& target,
   arguments.class_counts_stride = group_stride(counts);
   if (weights.defined()) arguments.weight = weights.const_data_ptr<T>();
   arguments.weight_stride = group_stride(weights);
+  if (adjustments.defined()) arguments.logit_adjustment = adjustments.const_data_ptr<T>();
+  arguments.logit_adjustment_stride = group_stride(adjustments);
   arguments.calibration = options.calibration;
   arguments.reduction = options.reduction;
   arguments.ignore_index = ignore_index;
@@ -64,14 +68,14 @@ std::tuple<at::Tensor, at::Tensor> calibrated_ce_forward(
     const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight,
     const std::optional<at::Tensor>& class_counts, c10::string_view calibration,
     int64_t ignore_index, c10::string_view reduction, double label_smoothing, bool grouped,
-    bool compute_gradient) {
+    const std::optional<at::Tensor>& logit_adjustment, bool compute_gradient) {
   const auto options = check_calibrated_ce(input, target, weight, class_counts, calibration,
-                                           reduction, label_smoothing, grouped);
+                                           reduction, label_smoothing, grouped, logit_adjustment);
   const c10::cuda::CUDAGuard guard(input.device());
   const auto run = [&](const at::Tensor& logits, at::Tensor& loss, at::Tensor& gradient) {
     switch_dtype(input.scalar_type(), [&](auto zero) {
       forward<decltype(zero)>(logits, target, weight, class_counts, options, ignore_index,
-                              label_smoothing, grouped, loss, gradient);
+                              label_smoothing, grouped, logit_adjustment, loss, gradient);
     });
   };
   return allocate_and_run(input, target, options.reduction, grouped, compute_gradient, run);

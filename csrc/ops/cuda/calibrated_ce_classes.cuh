@@ -1,7 +1,7 @@
 #pragma once
 
-// Class counts n, the mean's denominator and the sum of the weights: what the rows of a group
-// share.
+// Class counts n, the logits' adjustment, the mean's denominator and the sum of the weights: what
+// the rows of a group share.
 
 #include <cmath>
 
@@ -172,6 +172,20 @@ __device__ void share_counts(const CalibratedCECudaArguments<scalar_t>& argument
     n[c] = n_c;
   }
   __syncthreads();
+}
+
+// What is added to a group's logits; or null: nothing.
+template <typename scalar_t, typename T = accumulate_t<scalar_t>>
+__device__ const T* group_adjustment(const CalibratedCECudaArguments<scalar_t>& arguments,
+                                     int64_t group) {
+  if (!arguments.logit_adjustment) return nullptr;
+  return arguments.logit_adjustment + group * arguments.logit_adjustment_stride;
+}
+
+// The logit of class `c`, whose address is z.
+template <typename scalar_t, typename T>
+__device__ T adjusted_logit(const scalar_t* z, const T* adjustment, int64_t c) {
+  return adjustment ? static_cast<T>(*z) + adjustment[c] : static_cast<T>(*z);
 }
 
 // ---- the loss ----------------------------------------------------------------------------------

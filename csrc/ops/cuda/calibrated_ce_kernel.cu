@@ -9,9 +9,9 @@
 //   kWalk       all others                              prepare, run_walk     1 to 512
 //
 // Longest rows that run_teams holds in registers, so reads once: 8192 classes of float32, 16384 of
-// 16 bits in blocks of 256 threads, four times that in blocks of 512. Of longer ones the part that
-// is not held is read again, from the L2 cache. The other kernels read twice, the second time from
-// a cache. Sums run in a fixed order: the same bits each time.
+// 16 bits in blocks of 256 threads, four times that in blocks of 512 (which adjust no logits). Of
+// longer ones the part that is not held is read again, from the L2 cache. The other kernels read
+// twice, the second time from a cache. Sums run in a fixed order: the same bits each time.
 
 #include <algorithm>
 #include <optional>
@@ -105,7 +105,8 @@ void with_team(const CalibratedCECudaArguments<scalar_t>& arguments, const With&
       with(std::integral_constant<int, 8>());
     } else if (num_classes <= ShapedRow<scalar_t, 32>::kCapacity) {
       with(std::integral_constant<int, 32>());
-    } else if (num_classes <= 2 * ShapedRow<scalar_t, 256>::kCapacity) {
+    } else if (num_classes <= 2 * ShapedRow<scalar_t, 256>::kCapacity ||
+               arguments.logit_adjustment) {
       with(std::integral_constant<int, 256>());
     } else {
       with(std::integral_constant<int, 512>());

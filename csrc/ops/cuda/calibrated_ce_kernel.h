@@ -29,6 +29,8 @@ struct CalibratedCECudaArguments {
   int64_t class_counts_stride;  // from group to group: 0 or C
   const T* weight;              // likewise, or null: all 1
   int64_t weight_stride;
+  const T* logit_adjustment;  // likewise, or null: all 0
+  int64_t logit_adjustment_stride;
 
   Calibration calibration;
   Reduction reduction;

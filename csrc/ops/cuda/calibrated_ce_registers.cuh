@@ -30,8 +30,10 @@ class TeamRow {
   static constexpr int kEdges = (2 * (kWidth - 1) + kTeam - 1) / kTeam;
   static constexpr int kCapacity = kTeam * kVectors * kWidth;
 
-  // Classes z[0..size), at most kCapacity. They are not read unless `counts`: then all are 0.
-  __device__ TeamRow(const scalar_t* z, int size, bool counts) {
+  // Classes z[0..size), at most kCapacity, plus adjustment[0..size) unless that is null. They are
+  // not read unless `counts`: then all are 0.
+  __device__ TeamRow(const scalar_t* z, int size, bool counts, const T* adjustment)
+      : adjustment_(counts ? adjustment : nullptr) {
     const int lane = threadIdx.x % kTeam;
     const int head = min(elements_to_boundary(z), size);
     const int vectors = (size - head) / kWidth;
@@ -47,7 +49,19 @@ class TeamRow {
       const int edge = lane + k * kTeam;
       const bool exists = edge < size - vectors * kWidth;
       edge_class_[k] = !exists ? -1 : edge < head ? edge : edge + vectors * kWidth;
-      edge_[k] = counts && exists ? static_cast<T>(z[edge_class_[k]]) : T(0);
+      edge_[k] =
+          counts && exists ? adjusted_logit(z + edge_class_[k], adjustment, edge_class_[k]) : T(0);
+    }
+    if constexpr (kHoldsSums) {
+      if (!adjustment_) return;
+#pragma unroll
+      for (int k = 0; k < kVectors; ++k) {
+        if (!has(k)) continue;
+        T z_k[kWidth];
+        unpack(z_[k], z_k);
+        adjust(k, z_k);
+        z_[k] = pack<scalar_t>(z_k);
+      }
     }
   }
 
@@ -58,7 +72,7 @@ class TeamRow {
     for (int k = 0; k < kVectors; ++k) {
       if (!has(k)) continue;
       T z[kWidth];
-      unpack(z_[k], z);
+      logits(k, z);
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) m = max(m, z[i]);
     }
@@ -84,8 +98,8 @@ class TeamRow {
     for (int k = 0; k < kVectors; ++k) {
       if (!has(k)) continue;
       T z[kWidth], n_c[kWidth];
-      unpack(z_[k], z);
-      load_counts(n + first_ + k * kStep, n_c);
+      logits(k, z);
+      load_counts(n, k, n_c);
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) add(z[i], n_c[i]);
     }
@@ -101,7 +115,7 @@ class TeamRow {
     for (int k = 0; k < kVectors; ++k) {
       if (!has(k)) continue;
       T z[kWidth];
-      unpack(z_[k], z);
+      logits(k, z);
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) sums.v += z[i] - maximum;
     }
@@ -134,8 +148,8 @@ class TeamRow {
     for (int k = 0; k < kVectors; ++k) {
       if (!has(k)) continue;
       T values[kWidth], n_c[kWidth];
-      unpack(z_[k], values);
-      load_counts(n + first_ + k * kStep, n_c);
+      logits(k, values);
+      load_counts(n, k, n_c);
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) values[i] = gradient(values[i], n_c[i]);
       if (static_cast<unsigned>(to_label - k * kStep) < kWidth) {
@@ -163,27 +177,49 @@ class TeamRow {
 
  private:
   static constexpr int kStep = kTeam * kWidth;  // classes from a vector to the thread's next
+  // A logit and its adjustment fit where the logit was; else they are added at each use.
+  static constexpr bool kHoldsSums = std::is_same_v<scalar_t, T>;
 
   __device__ bool has(int k) const { return k * kTeam < vectors_left_; }
   __device__ bool has_edge(int k) const { return edge_class_[k] >= 0; }
 
-  // A vector's n: 16 bytes at a time where the row's first boundary is one of n's, too.
-  __device__ void load_counts(const T* n, T (&n_c)[kWidth]) const {
-    constexpr int kCounts = Vector<T>::kSize;
-    if (first_ % kCounts == 0) {
+  // A vector's part of a class vector: 16 bytes at a time where it is `aligned`.
+  __device__ static void load_classes(const T* from, bool aligned, T (&to)[kWidth]) {
+    constexpr int kSize = Vector<T>::kSize;
+    if (aligned) {
 #pragma unroll
-      for (int i = 0; i < kWidth; i += kCounts) {
-        T counts[kCounts];
-        unpack(load_cached(n + i), counts);
+      for (int i = 0; i < kWidth; i += kSize) {
+        T part[kSize];
+        unpack(load_cached(from + i), part);
 #pragma unroll
-        for (int j = 0; j < kCounts; ++j) n_c[i + j] = counts[j];
+        for (int j = 0; j < kSize; ++j) to[i + j] = part[j];
       }
     } else {
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) n_c[i] = n[i];
+      for (int i = 0; i < kWidth; ++i) to[i] = from[i];
     }
   }
 
+  // Vector k's n, which begins on a boundary.
+  __device__ void load_counts(const T* n, int k, T (&n_c)[kWidth]) const {
+    load_classes(n + first_ + k * kStep, first_ % Vector<T>::kSize == 0, n_c);
+  }
+
+  // Vector k's logits.
+  __device__ void logits(int k, T (&z)[kWidth]) const {
+    unpack(z_[k], z);
+    if (!kHoldsSums && adjustment_) adjust(k, z);
+  }
+
+  __device__ void adjust(int k, T (&z)[kWidth]) const {
+    T b[kWidth];
+    const T* from = adjustment_ + first_ + k * kStep;
+    load_classes(from, reinterpret_cast<uintptr_t>(from) % 16 == 0, b);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) z[i] += b[i];
+  }
+
+  const T* adjustment_;     // or null
   int first_;               // class of this thread's first vector, which may not be there
   int vectors_left_;        // in the row, from it on
   int edge_class_[kEdges];  // or -1
@@ -288,7 +324,8 @@ struct TeamShape<scalar_t, 256> {
   static constexpr int kBlocks = 2;
 };
 
-// As much of a row as a multiprocessor's registers can hold.
+// As much of a row as a multiprocessor's registers can hold: with logits to adjust, they would
+// spill.
 template <typename scalar_t>
 struct TeamShape<scalar_t, 512> {
   static constexpr int kVectors = 16;
@@ -352,15 +389,17 @@ __global__ void __launch_bounds__(TeamShape<scalar_t, kTeam>::kThreads,
     const bool counts = label != arguments.ignore_index;
     const scalar_t* z = arguments.logits + group * arguments.logits_layout.group_stride +
                         row * plan.logits_row_stride;
+    const T* adjustment = kTeam == 512 ? nullptr : group_adjustment(arguments, group);
     const auto load = [&](int i) {
       const int64_t begin = int64_t{i} * chunk, left = num_classes - begin;
-      return Row(z + begin, exists ? static_cast<int>(left < chunk ? left : chunk) : 0, counts);
+      return Row(z + begin, exists ? static_cast<int>(left < chunk ? left : chunk) : 0, counts,
+                 adjustment ? adjustment + begin : nullptr);
     };
     Row held = load(0);
     const T n_y = counts ? n[label] : T(1);
     if (threadIdx.x % kTeam == 0) {
-      served_rows[turn][team] = {counts ? label : -1, 0, counts ? static_cast<T>(z[label]) : T(0),
-                                 n_y};
+      served_rows[turn][team] = {counts ? label : -1, 0,
+                                 counts ? adjusted_logit(z + label, adjustment, label) : T(0), n_y};
     }
 
     // The team's maximum and sums.
@@ -485,7 +524,8 @@ __global__ void __launch_bounds__(kPartThreads, 2)
 
   const scalar_t* z = arguments.logits + group * arguments.logits_layout.group_stride +
                       row * plan.logits_row_stride + first;
-  const PartRow<scalar_t> held(z, range, true);
+  const T* adjustment = group_adjustment(arguments, group);
+  const PartRow<scalar_t> held(z, range, true, adjustment ? adjustment + first : nullptr);
   const T maximum = block_max<kPartThreads>(held.maximum());
   RowSums<T> own{};
   held.add_to(own, reference(maximum), n, n_y);
@@ -528,7 +568,9 @@ __global__ void __launch_bounds__(kPartThreads, 2)
   const bool counts = label != arguments.ignore_index;
   const scalar_t* z = arguments.logits + group * arguments.logits_layout.group_stride +
                       row * plan.logits_row_stride;
-  const PartRow<scalar_t> held(z + first, range, counts && arguments.gradient);
+  const T* adjustment = group_adjustment(arguments, group);
+  const PartRow<scalar_t> held(z + first, range, counts && arguments.gradient,
+                               adjustment ? adjustment + first : nullptr);
 
   if (threadIdx.x < 32) {
     double loss = 0;
@@ -541,7 +583,8 @@ __global__ void __launch_bounds__(kPartThreads, 2)
       const LabelSmoothing smoothing = unweighted_smoothing(arguments);
       k = rounded<T>(gradient_coefficients(Calibration::kLabel, whole.sums, n[label], 1, smoothing,
                                            1 / denominator));
-      loss = row_loss(whole.sums, static_cast<T>(z[label]) - whole.maximum, n[label], 1, smoothing);
+      loss = row_loss(whole.sums, adjusted_logit(z + label, adjustment, label) - whole.maximum,
+                      n[label], 1, smoothing);
     }
     if (threadIdx.x == 0) {
       coefficients = k;

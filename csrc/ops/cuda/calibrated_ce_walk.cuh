@@ -19,7 +19,8 @@ template <typename T>
 struct WalkGroup {
   int64_t index;
   const T* n;
-  const T* w;  // or null: all 1
+  const T* w;           // or null: all 1
+  const T* adjustment;  // or null: all 0
   LabelSmoothing smoothing;
   double factor;  // of the gradient
 };
@@ -31,6 +32,7 @@ __device__ WalkGroup<T> walk_group(const CalibratedCECudaArguments<scalar_t>& ar
   return {group,
           n,
           arguments.weight ? arguments.weight + group * arguments.weight_stride : nullptr,
+          group_adjustment(arguments, group),
           {1 - arguments.label_smoothing, everywhere, sums.weight},
           1 / sums.denominator};
 }
@@ -87,7 +89,8 @@ __device__ OnlineSums<T> walk_sums(const WalkGroup<T>& group, const scalar_t* z,
 #pragma unroll
     for (int k = 0; k < kInFlight; ++k) {
       const int64_t c_k = c + k * step;
-      z_c[k] = c_k < num_classes ? static_cast<T>(z[c_k * class_stride]) : T(-INFINITY);
+      z_c[k] = c_k < num_classes ? adjusted_logit(z + c_k * class_stride, group.adjustment, c_k)
+                                 : T(-INFINITY);
       maximum = max(maximum, z_c[k]);
     }
     if (maximum > own.maximum) own.move_to(maximum);
@@ -107,7 +110,7 @@ __device__ void walk_gradient(const WalkGroup<T>& group, const scalar_t* z, int6
                               const GradientCoefficients<T>& k) {
 #pragma unroll 4
   for (int64_t c = first; c < num_classes; c += step) {
-    const T e = exponential(static_cast<T>(z[c * z_stride]) - maximum);
+    const T e = exponential(adjusted_logit(z + c * z_stride, group.adjustment, c) - maximum);
     T g_c = class_gradient<kCalibration, true>(e, group.n[c], group.w ? group.w[c] : T(1), k);
     if (c == label) g_c -= k.label;
     g[c * g_stride] = static_cast<scalar_t>(g_c);
@@ -188,7 +191,7 @@ __device__ double walk_rows(const CalibratedCECudaArguments<scalar_t>& arguments
       } else {
         const RowSums<double> row_sums = slot.sums;
         const T n_y = group.n[y], w_y = group.w ? group.w[y] : T(1);
-        const T d_y = static_cast<T>(logits_of(served)[y * z_stride]) -
+        const T d_y = adjusted_logit(logits_of(served) + y * z_stride, group.adjustment, y) -
                       OnlineSums<T>::reference(maxima[thread * row_step]);
         slot.coefficients = rounded<T>(gradient_coefficients(arguments.calibration, row_sums, n_y,
                                                              w_y, group.smoothing, group.factor));
