@@ -1,17 +1,23 @@
 """Fused CPU and CUDA kernels for federated learning.
 
 `calibrated_ce` is FedGA's loss (arXiv 2412.16582), a drop-in for
-`torch.nn.functional.cross_entropy`. `fedkern.simplex` has the kernels of Floco (arXiv 2403.03333):
-sampling, projecting, interpolating and assigning on a simplex of models. `fedkern.optim` has local
-SGD, clipping and proximal term included, as one operator. `fedkern.fl` trains federated models;
-`fedkern --help` does so from the command line.
+`torch.nn.functional.cross_entropy`; `not_true_distillation` is FedNTD's (arXiv 2106.03097).
+`fedkern.simplex` has the kernels of Floco (arXiv 2403.03333): sampling, projecting, interpolating
+and assigning on a simplex of models. `fedkern.optim` has local SGD, clipping and proximal term
+included, as one operator. `fedkern.fl` trains federated models; `fedkern --help` does so from the
+command line.
 
 Importing fedkern loads its compiled operators (`torch.ops.fedkern`). It does not initialise CUDA.
 """
 
 from fedkern import nn, optim, simplex
 from fedkern._library import __version__, build_info
-from fedkern.losses import CalibratedCrossEntropyLoss, calibrated_ce, class_counts
+from fedkern.losses import (
+    CalibratedCrossEntropyLoss,
+    calibrated_ce,
+    class_counts,
+    not_true_distillation,
+)
 
 __all__ = [
     "CalibratedCrossEntropyLoss",
@@ -20,6 +26,7 @@ __all__ = [
     "calibrated_ce",
     "class_counts",
     "nn",
+    "not_true_distillation",
     "optim",
     "simplex",
 ]
