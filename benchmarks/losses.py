@@ -42,7 +42,7 @@ def available(names: Iterable[str], device: str) -> dict[str, Loss]:
     losses = {}
     for name in names:
         if name.endswith("_compiled"):
-            if _can_compile(device):
+            if can_compile(device):
                 losses[name] = torch.compile(EAGER[name.removesuffix("_compiled")], dynamic=False)
         elif name == "liger":
             if liger := _liger():
@@ -53,7 +53,7 @@ def available(names: Iterable[str], device: str) -> dict[str, Loss]:
 
 
 @functools.cache
-def _can_compile(device: str) -> bool:
+def can_compile(device: str) -> bool:
     """Whether inductor finds the compilers that it needs."""
     try:
         torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
