@@ -60,7 +60,7 @@ def available(
     losses = {}
     for name in names:
         if name.endswith("_compiled"):
-            if _can_compile(device):
+            if can_compile(device):
                 losses[name] = torch.compile(eager[name.removesuffix("_compiled")], dynamic=False)
         elif name == "liger":
             if liger := _liger():
@@ -71,7 +71,7 @@ def available(
 
 
 @functools.cache
-def _can_compile(device: str) -> bool:
+def can_compile(device: str) -> bool:
     """Whether inductor finds the compilers that it needs."""
     try:
         torch.compile(lambda x: x + 1)(torch.ones(8, device=device))

@@ -15,6 +15,7 @@ BENCHMARKS = (
     "calibrated_ce",
     "class_counts",
     "linear",
+    "not_true_distillation",
     "sgd_step",
     "simplex_assign_subregions",
     "simplex_interpolate",

@@ -10,6 +10,7 @@
 #include "fl/chain.h"
 #include "fl/read_batch.h"
 #include "ops/calibrated_ce.h"
+#include "ops/not_true_distillation.h"
 #include "ops/sgd_step.h"
 #include "ops/simplex_project.h"
 #include "ops/simplex_sample.h"
@@ -23,6 +24,8 @@ TORCH_LIBRARY(fedkern, m) {
   m.def("calibrated_ce_backward_(Tensor(a!) gradient, Tensor grad_loss, Tensor target, int ignore_index, bool grouped) -> ()");
   m.def("centered_gram(Tensor stats) -> Tensor");
   m.def("class_counts(Tensor target, SymInt num_classes, int ignore_index=-100, bool grouped=False) -> Tensor");
+  m.def("not_true_distillation(Tensor input, Tensor teacher, Tensor target, float tau=1.0, int ignore_index=-100, str reduction='mean', bool grouped=False) -> Tensor");
+  m.def("not_true_distillation_forward(Tensor input, Tensor teacher, Tensor target, float tau, int ignore_index, str reduction, bool grouped, bool compute_gradient) -> (Tensor loss, Tensor gradient)");
   m.def("sgd_step_(Tensor(a!) param, Tensor(b!) grad, Tensor(c!)? momentum_buffer, Tensor? anchor, Tensor? alpha, Tensor? active, float lr, float momentum=0.0, float weight_decay=0.0, float? max_norm=None, float pull=0.0, bool zero_grad=False) -> ()");
   m.def("simplex_riesz_energy(Tensor points, float s=2.0, float min_distance=1e-4) -> Tensor");
   m.def("simplex_riesz_energy_by_size(Tensor scores, Tensor sizes, Tensor? wanted=None, bool screen=False) -> Tensor");
@@ -44,6 +47,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("calibrated_ce", torch::wrap_pybind_function_no_gil(fedkern::call_calibrated_ce));
   m.def("calibrated_ce_forward",
         torch::wrap_pybind_function_no_gil(fedkern::call_calibrated_ce_forward));
+  m.def("not_true_distillation",
+        torch::wrap_pybind_function_no_gil(fedkern::call_not_true_distillation));
+  m.def("not_true_distillation_forward",
+        torch::wrap_pybind_function_no_gil(fedkern::call_not_true_distillation_forward));
   m.def("sgd_step_", torch::wrap_pybind_function_no_gil(fedkern::call_sgd_step_));
   m.def("simplex_project", torch::wrap_pybind_function_no_gil(fedkern::call_simplex_project));
   m.def("simplex_project", torch::wrap_pybind_function_no_gil(fedkern::call_simplex_project_onto));

@@ -39,6 +39,8 @@ _check_torch()
 _C = _load("_C")
 call_calibrated_ce = _C.calibrated_ce
 call_calibrated_ce_forward = _C.calibrated_ce_forward
+call_not_true_distillation = _C.not_true_distillation
+call_not_true_distillation_forward = _C.not_true_distillation_forward
 call_sgd_step_ = _C.sgd_step_
 call_simplex_project = _C.simplex_project
 call_simplex_sample = _C.simplex_sample

@@ -1,4 +1,4 @@
-"""Losses: FedGA's calibrated cross entropy, and cross entropy of adjusted logits."""
+"""Losses: calibrated cross entropy, cross entropy of adjusted logits, not-true distillation."""
 
 from typing import Literal, TypeAlias, cast
 
@@ -148,6 +148,67 @@ def _calibrated_ce(
         except TypeError:
             pass
     return cast(Tensor, torch.ops.fedkern.calibrated_ce.default(*arguments))
+
+
+def not_true_distillation(
+    input: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    *,
+    tau: float = 1.0,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""FedNTD's not-true distillation (arXiv 2106.03097), loss and gradient in one pass.
+
+    Keeps what a global model knows of the classes that a sample does not belong to. With logits z,
+    the teacher's logits g and the label y, over the classes c != y:
+
+        p = softmax(z / tau), q = softmax(g / tau)        loss = tau^2 sum_c q_c (log q_c - log p_c)
+
+    The gradient by z_j is tau (p_j - q_j), and 0 for j = y. FedNTD adds beta times this loss to
+    cross entropy, with the global model at the round's start for a teacher.
+
+    Args:
+        input: the student's logits z, [C], [N, C] or [N, C, d1, ...]; float32, float64, bfloat16 or
+            float16, any strides. Half types accumulate in float32. Under autocast it is converted
+            to float32. The gradient is kept in this dtype with the mean's 1 / N in it: in float16
+            it may underflow before any loss scaling; use autocast or bfloat16 for large batches.
+        teacher: the teacher's logits g, with input's shape, dtype and device, any strides: a
+            constant, which must not require grad.
+        target: class indices in [0, C), [], [N] or [N, d1, ...]; any integer dtype.
+        tau: the temperature, positive and finite (1e-30 to 1e30).
+        ignore_index: a label that counts for nothing: loss, gradient and mean.
+        reduction: "mean" (over the samples that count), "sum" or "none".
+
+    Returns:
+        The loss in input's dtype: a scalar, or target's shape for "none". The mean over no sample
+        is nan. With one class there is no other, and the loss is 0. A class whose q is 0, as where
+        g is -inf, adds nothing whatever z is; where only z is -inf, the loss is inf. A sample whose
+        z or g is -inf for all c != y is nan. Derivatives of any order by `input`; forward-mode
+        derivatives are refused. Under torch.vmap a stack of calls is one call of the fused kernel.
+
+    Raises:
+        TypeError: a dtype that is not supported, or not the same for input and teacher.
+        ValueError: a shape, device or option that is not as above, or a teacher that requires grad.
+        IndexError: a label outside [0, C). On CUDA bad labels are device-side asserts.
+    """
+    arguments = (
+        input,
+        teacher,
+        target,
+        tau,
+        ignore_index,
+        reduction,
+        False,  # grouped: what vmap makes of a stack of calls
+    )
+    # As in calibrated_ce: a straight call where nothing needs the one through torch.ops.
+    if not (torch.compiler.is_compiling() or has_torch_function(arguments[:3])):
+        try:
+            return cast(Tensor, _library.call_not_true_distillation(*arguments))
+        except TypeError:
+            pass
+    return cast(Tensor, torch.ops.fedkern.not_true_distillation.default(*arguments))
 
 
 def class_counts(target: Tensor, num_classes: int, ignore_index: int = -100) -> Tensor:

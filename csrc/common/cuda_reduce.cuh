@@ -5,6 +5,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
 namespace fedkern {
 
 struct Sum {
@@ -53,6 +55,19 @@ __device__ T block_sum(T value) {
 template <int kThreads, typename T>
 __device__ T block_max(T value) {
   return block_reduce<kThreads>(value, Maximum{});
+}
+
+// Whether this block is the last of `blocks` to come here: it sees what thread 0 of each has
+// written before. All of the block call, once; *ticket was 0.
+__device__ inline bool is_last_block(unsigned* ticket, int64_t blocks) {
+  __shared__ bool last;
+  if (threadIdx.x == 0) {
+    __threadfence();  // what this thread has written before its ticket
+    last = atomicAdd(ticket, 1u) == blocks - 1;
+    __threadfence();  // the ticket before what the others have written
+  }
+  __syncthreads();
+  return last;
 }
 
 }  // namespace fedkern

@@ -1,23 +1,23 @@
 #include "ops/calibrated_ce.h"
 
-#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
 #include <string>
 #include <tuple>
 
+#include "common/autocast.h"
 #include "common/autograd_node.h"
 #include "common/vmap.h"
 #include "ops/calibrated_ce_backward.h"
 #include "ops/calibrated_ce_second_derivative.h"
+#include "ops/saved_gradient.h"
 
 namespace fedkern {
 
@@ -177,18 +177,8 @@ struct CalibratedCEBackward : ag::Node {
       gradient = with_history(gradient, call_.unpack(), next_edge(0));
       return {call_backward(grad_loss, gradient, target, call_.ignore_index(), call_.grouped())};
     }
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    // The saved gradient is given away, scaled where it lies, only by the last backward through
-    // here, and only if nobody else holds it.
-    if (!ag::get_current_graph_task_keep_graph() && !at::isTensorSubclassLike(gradient) &&
-        !at::isTensorSubclassLike(grad_loss)) {
-      gradient_.reset_data();
-      if (gradient.use_count() == 1 && gradient.storage().use_count() == 1) {
-        call_backward_(gradient, grad_loss, target, call_.ignore_index(), call_.grouped());
-        return {std::move(gradient)};
-      }
-    }
-    return {call_backward(grad_loss, gradient, target, call_.ignore_index(), call_.grouped())};
+    return {send_back(gradient_, std::move(gradient), grad_loss, target, call_.ignore_index(),
+                      call_.grouped())};
   }
 };
 
@@ -258,10 +248,6 @@ std::tuple<Tensor, Tensor> calibrated_ce_forward_autograd(
 }
 
 // ---- autocast: float32, as cross_entropy -------------------------------------------------------
-
-Tensor to_float32(const Tensor& t) {
-  return t.is_floating_point() && t.scalar_type() != at::kDouble ? t.to(at::kFloat) : t;
-}
 
 template <c10::DispatchKey kAutocast>
 Tensor calibrated_ce_autocast(const Tensor& input, const Tensor& target,

@@ -23,17 +23,13 @@
 // threads. Labels are checked: by an error on the CPU, by a device-side assert on CUDA.
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
 
 #include <optional>
 #include <string_view>
 #include <tuple>
 
-#include "common/cpu_huge_pages.h"
-#include "common/switch_dtype.h"
-#include "common/tensor_rows.h"
+#include "common/row_loss.h"
 #include "ops/calibrated_ce_math.h"
 
 namespace fedkern {
@@ -86,16 +82,7 @@ inline CalibratedCEOptions parse_options(std::string_view calibration, std::stri
     TORCH_CHECK_VALUE(false, "calibrated_ce: calibration must be 'label' or 'gradient', got '",
                       calibration, "'");
   }
-  if (reduction == "mean") {
-    options.reduction = Reduction::kMean;
-  } else if (reduction == "sum") {
-    options.reduction = Reduction::kSum;
-  } else if (reduction == "none") {
-    options.reduction = Reduction::kNone;
-  } else {
-    TORCH_CHECK_VALUE(false, "calibrated_ce: reduction must be 'mean', 'sum' or 'none', got '",
-                      reduction, "'");
-  }
+  options.reduction = parse_reduction("calibrated_ce", reduction);
   return options;
 }
 
@@ -107,33 +94,7 @@ inline CalibratedCEOptions check_calibrated_ce(const at::Tensor& input, const at
                                                std::string_view reduction, double label_smoothing,
                                                bool grouped,
                                                const std::optional<at::Tensor>& logit_adjustment) {
-  const auto dtype = input.scalar_type();
-  TORCH_CHECK_TYPE(is_supported(dtype),
-                   "calibrated_ce: input must be float32, float64, bfloat16 or float16, got ",
-                   dtype);
-  TORCH_CHECK_VALUE(input.dim() >= 1 + grouped,
-                    "calibrated_ce: input must have shape (C), (N, C) or (N, C, d1, ...), got ",
-                    input.sym_sizes());
-  TORCH_CHECK_TYPE(!target.is_floating_point(),
-                   "calibrated_ce: target must hold class indices (an integer dtype), got ",
-                   target.scalar_type(), "; class probabilities are not supported");
-  TORCH_CHECK_TYPE(at::isIntegralType(target.scalar_type(), /*includeBool=*/false),
-                   "calibrated_ce: target must hold class indices (an integer dtype), got ",
-                   target.scalar_type());
-  TORCH_CHECK_VALUE(target.device() == input.device(),
-                    "calibrated_ce: target must be on input's device, ", input.device(), ", got ",
-                    target.device());
-
-  c10::SymDimVector expected;
-  for (int64_t d = 0; d < input.dim(); ++d) {
-    if (d != class_dim(input, grouped)) expected.push_back(input.sym_size(d));
-  }
-  TORCH_CHECK_VALUE(target.sym_sizes() == c10::SymIntArrayRef(expected),
-                    "calibrated_ce: target must have input's shape without the class dimension, ",
-                    c10::SymIntArrayRef(expected), ", got ", target.sym_sizes());
-  TORCH_CHECK_VALUE(input.sym_size(class_dim(input, grouped)) >= 1,
-                    "calibrated_ce: input must have at least one class, got shape ",
-                    input.sym_sizes());
+  check_input_and_target("calibrated_ce", input, target, grouped);
 
   // The adjustment comes first: fedkern.logit_adjusted_ce makes counts in its likeness.
   detail::check_class_vector(logit_adjustment, "logit_adjustment", input, grouped);
@@ -152,34 +113,6 @@ inline CalibratedCEOptions check_calibrated_ce(const at::Tensor& input, const at
                     "calibrated_ce: label_smoothing must be in [0, 1], got ", label_smoothing);
 
   return parse_options(calibration, reduction);
-}
-
-// The shape of the loss.
-inline c10::SymDimVector loss_shape(const at::Tensor& target, Reduction reduction, bool grouped) {
-  const auto shape = target.sym_sizes();
-  return c10::SymDimVector(shape.begin(),
-                           reduction == Reduction::kNone ? shape.end() : shape.begin() + grouped);
-}
-
-// Every backend's last line: allocates loss and gradient and calls run(logits, loss, gradient) with
-// tensors that have a RowLayout; gradient is undefined where none is wanted. Copies only layouts
-// that no operator makes in passing (d1, d2, ... out of order).
-template <typename Run>
-std::tuple<at::Tensor, at::Tensor> allocate_and_run(const at::Tensor& input,
-                                                    const at::Tensor& target, Reduction reduction,
-                                                    bool grouped, bool compute_gradient,
-                                                    const Run& run) {
-  const int64_t loss_dim = reduction == Reduction::kNone ? target.dim() : grouped;
-  at::Tensor loss = at::empty(target.sizes().slice(0, loss_dim), input.options());
-  at::Tensor gradient = compute_gradient ? at::empty_like(input) : at::empty({0}, input.options());
-  at::Tensor written;
-  if (compute_gradient) {
-    written = row_layout(gradient, grouped) ? gradient : at::empty(input.sizes(), input.options());
-    advise_huge_pages(written);
-  }
-  run(row_layout(input, grouped) ? input : input.contiguous(), loss, written);
-  if (compute_gradient && !written.is_same(gradient)) gradient.copy_(written);
-  return {loss, gradient};
 }
 
 }  // namespace fedkern

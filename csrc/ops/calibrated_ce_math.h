@@ -16,11 +16,11 @@
 #include <cmath>
 
 #include "common/macros.h"
+#include "common/reduction.h"
 
 namespace fedkern {
 
 enum class Calibration { kLabel, kGradient };
-enum class Reduction { kNone, kMean, kSum };
 
 // Sums over the classes of one row: gathered in vectors of the accumulating type, added up over
 // lanes or threads in double. What follows from them is computed in double: once a row it costs

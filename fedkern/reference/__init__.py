@@ -2,6 +2,7 @@
 
 from fedkern.reference.calibrated_ce import calibrated_ce
 from fedkern.reference.class_counts import class_counts
+from fedkern.reference.not_true_distillation import not_true_distillation
 from fedkern.reference.sgd_step import sgd_step
 from fedkern.reference.simplex_assign_subregions import simplex_assign_subregions
 from fedkern.reference.simplex_interpolate import simplex_interpolate
@@ -13,6 +14,7 @@ from fedkern.reference.simplex_sample_ball import simplex_sample_ball
 __all__ = [
     "calibrated_ce",
     "class_counts",
+    "not_true_distillation",
     "sgd_step",
     "simplex_assign_subregions",
     "simplex_interpolate",

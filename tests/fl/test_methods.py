@@ -1,6 +1,7 @@
 """The methods against slow twins in plain PyTorch, and their options."""
 
 import copy
+import math
 import re
 from dataclasses import replace
 from functools import partial
@@ -165,11 +166,52 @@ def test_aggregate_takes_each_update_before_the_next_changes_it():
         (
             "fedgaa",
             {},
-            "method: wanted one of ditto, fedavg, fedga, floco, floco+, got 'fedgaa'",
+            "method: wanted one of balanced_softmax, climb, ditto, fedavg, fedga, fedlc, fedntd, "
+            "fedper, fedprox, fedrl, fedrod, floco, floco+, got 'fedgaa' (did you mean 'fedga'?)",
         ),
         ("fedavg", {"weighting": "sample"}, "weighting: wanted one of samples, uniform, got"),
         ("fedga", {"calibration": "labels"}, "calibration: wanted one of gradient, label, got"),
         ("fedga", {"counts": "round"}, "counts: wanted one of batch, client, got 'round'"),
+        ("fedprox", {"mu": -1.0}, "mu: wanted a finite number >= 0, got -1.0"),
+        ("climb", {"dual_lr": math.nan}, "dual_lr: wanted a finite number >= 0, got nan"),
+        ("climb", {"tolerance": math.inf}, "tolerance: wanted a finite number >= 0, got inf"),
+        ("climb", {"dual_clients": "al"}, "dual_clients: wanted one of active, all, got 'al'"),
+        ("fedntd", {"ntd_beta": -0.1}, "ntd_beta: wanted a finite number >= 0, got -0.1"),
+        ("fedntd", {"ntd_tau": 0.0}, "ntd_tau: wanted a number from 1e-30 to 1e30, got 0.0"),
+        ("fedrl", {"ratio_beta": -1.0}, "ratio_beta: wanted a finite number >= 0, got -1.0"),
+        (
+            "fedrl",
+            {"ratio_alpha": 0.0, "ratio_beta": 0.0},
+            "ratio_alpha: wanted a number > 0 where ratio_beta is 0, got 0",
+        ),
+        (
+            "fedrl",
+            {"loss": "fedlc"},
+            "loss: wanted cross_entropy for fedrl, which has class weights",
+        ),
+        ("fedlc", {"lc_tau": -1.0}, "lc_tau: wanted a finite number >= 0, got -1.0"),
+        ("ditto", {"lamda": -1.0}, "lamda: wanted a finite number >= 0, got -1.0"),
+        (
+            "fedavg",
+            {"server_optimizer": "sgd"},
+            "server_optimizer: wanted one of adam, avg, avgm, yogi, got 'sgd'",
+        ),
+        ("fedavg", {"server_lr": 0.0}, "server_lr: wanted a finite number > 0, got 0.0"),
+        (
+            "fedga",
+            {"server_optimizer": "avgm", "server_momentum": 1.0},
+            "server_momentum: wanted a number in [0, 1), got 1.0",
+        ),
+        (
+            "floco",
+            {"server_optimizer": "adam", "server_beta2": -0.5},
+            "server_beta2: wanted a number in [0, 1), got -0.5",
+        ),
+        (
+            "fedavg",
+            {"server_optimizer": "yogi", "server_tau": 0.0},
+            "server_tau: wanted a finite number > 0, got 0.0",
+        ),
     ],
 )
 def test_bad_options(name, options, message):
@@ -190,12 +232,37 @@ def test_options_of_no_chosen_method_are_refused():
 
 
 def test_any_method_takes_any_loss():
-    for name in fl.METHODS:
+    for name in set(fl.METHODS) - {"fedrl"}:
         for loss, kind in fl.LOSSES.items():
             assert type(fl.build_method(name, loss=loss).loss) is kind
     assert fl.build_method("fedavg", loss="calibrated_ce").loss == fl.FedGA().loss
     with pytest.raises(fl.ConfigError, match=r"^loss: wanted one of .* got 'ce'"):
         fl.build_method("fedavg", loss="ce")
+
+
+def test_any_method_takes_any_server_optimizer():
+    for name in fl.METHODS:
+        for optimizer, kind in fl.SERVER_OPTIMIZERS.items():
+            assert type(fl.build_method(name, server_optimizer=optimizer).server_optimizer) is kind
+    built = fl.build_methods(["fedavg", "fedga --server-optimizer yogi"], server_lr=0.5)
+    assert built["fedavg"].server_optimizer == fl.ServerAverage(0.5)
+    assert built["fedga --server-optimizer yogi"].server_optimizer == fl.ServerYogi(0.5)
+    message = "server_tau: wanted only with --server-optimizer adam or --server-optimizer yogi, got"
+    with pytest.raises(fl.ConfigError, match=f"^{re.escape(message)}"):
+        fl.build_methods(["fedavg"], server_tau=0.1)
+
+
+def test_published_defaults():
+    settings = {name: vars(kind()) for name, kind in fl.METHODS.items()}
+    assert settings["fedprox"]["mu"] == 0.001
+    assert (settings["fedntd"]["ntd_beta"], settings["fedntd"]["ntd_tau"]) == (1.0, 1.0)
+    assert (settings["fedrl"]["ratio_alpha"], settings["fedrl"]["ratio_beta"]) == (1.0, 0.1)
+    assert settings["ditto"]["lamda"] == 1.0
+    assert vars(fl.ServerAdam()) == vars(fl.ServerYogi())
+    adam = fl.ServerAdam()
+    assert (adam.server_momentum, adam.server_beta2, adam.server_tau) == (0.9, 0.99, 1e-3)
+    for kind in fl.METHODS.values():
+        assert kind.paper
 
 
 def test_a_variant_has_options_of_its_own():
@@ -221,6 +288,8 @@ def test_a_variant_has_options_of_its_own():
         ("floco --seed 3", "method: wanted a name and options of methods (--option value), got"),
         ("floco --tau 3.5", "tau: wanted int, got '3.5' in 'floco --tau 3.5'"),
         ("fedavg --tau 3", "tau: wanted only with floco or floco+, got it with fedavg"),
+        ("fedavg --mu 3", "mu: wanted only with fedprox, got it with fedavg"),
+        ("fedga --lc-tau 3", "lc_tau: wanted only with --loss fedlc, got it with fedga"),
     ],
 )
 def test_bad_variants(text, message):

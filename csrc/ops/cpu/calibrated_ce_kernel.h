@@ -11,12 +11,9 @@
 #include "common/macros.h"
 #include "common/row_layout.h"
 #include "ops/calibrated_ce_math.h"
+#include "ops/cpu/row_tiles.h"
 
 namespace fedkern {
-
-// Class vectors and scratch rows are this many elements apart, or a multiple: room for whole
-// vectors of any CPU.
-FEDKERN_ALWAYS_INLINE int64_t padded(int64_t elements) { return (elements + 31) / 32 * 32; }
 
 // What one group's rows share.
 template <typename T>
@@ -44,8 +41,6 @@ struct CalibratedCEArguments {
 
 // ---- tiles: the rows that are worked on at a time, in scratch memory ----------------------------
 
-constexpr int64_t kMostTileRows = 128;
-constexpr int64_t kRowTileBytes = 16 << 10;     // half of the L1 cache
 constexpr int64_t kColumnTileBytes = 64 << 10;  // long runs of each class matter more than L1
 
 // Positions next to each other in memory, but not classes: then a vector's lanes are rows.

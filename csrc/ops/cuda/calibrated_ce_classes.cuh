@@ -196,14 +196,7 @@ template <int kThreads, typename scalar_t, typename T = accumulate_t<scalar_t>>
 __device__ void finish_loss(const CalibratedCECudaArguments<scalar_t>& arguments,
                             const Plan<T>& plan, int64_t group, int64_t blocks,
                             const double* losses, int64_t count, double denominator) {
-  __shared__ bool last;
-  if (threadIdx.x == 0) {
-    __threadfence();  // this thread's loss before its ticket
-    last = atomicAdd(&plan.tickets[group], 1u) == blocks - 1;
-    __threadfence();  // the ticket before the others' losses
-  }
-  __syncthreads();
-  if (!last) return;
+  if (!is_last_block(&plan.tickets[group], blocks)) return;
   double sum = 0;
 #pragma unroll 1
   for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += __ldcg(&losses[i]);

@@ -71,9 +71,8 @@ class FedNTD(FedAvg):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_negative("ntd_beta", self.ntd_beta)
-        check_not_negative("ntd_tau", self.ntd_tau)
-        if self.ntd_tau == 0:
-            raise ConfigError("ntd_tau: wanted a number > 0, got 0")
+        if not 1e-30 <= self.ntd_tau <= 1e30:
+            raise ConfigError(f"ntd_tau: wanted a number from 1e-30 to 1e30, got {self.ntd_tau}")
 
     def local_work(self, client: Client) -> Sequence[LocalWork]:
         """SGD on loss and distillation."""

@@ -1,0 +1,311 @@
+#include "ops/not_true_distillation.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/where.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/library.h>
+
+#include <limits>
+#include <string>
+
+#include "common/autocast.h"
+#include "common/autograd_node.h"
+#include "common/vmap.h"
+#include "ops/saved_gradient.h"
+
+namespace fedkern {
+
+using at::Tensor;
+
+// ---- the operators, called through the dispatcher ----------------------------------------------
+
+Tensor call_not_true_distillation(const Tensor& input, const Tensor& teacher, const Tensor& target,
+                                  double tau, int64_t ignore_index, c10::string_view reduction,
+                                  bool grouped) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fedkern::not_true_distillation", "")
+                             .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, double,
+                                           int64_t, c10::string_view, bool)>();
+  return op.call(input, teacher, target, tau, ignore_index, reduction, grouped);
+}
+
+std::tuple<Tensor, Tensor> call_not_true_distillation_forward(
+    const Tensor& input, const Tensor& teacher, const Tensor& target, double tau,
+    int64_t ignore_index, c10::string_view reduction, bool grouped, bool compute_gradient) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("fedkern::not_true_distillation_forward", "")
+          .typed<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, double,
+                                            int64_t, c10::string_view, bool, bool)>();
+  return op.call(input, teacher, target, tau, ignore_index, reduction, grouped, compute_gradient);
+}
+
+namespace {
+
+// ---- without autograd: any device --------------------------------------------------------------
+
+Tensor not_true_distillation(const Tensor& input, const Tensor& teacher, const Tensor& target,
+                             double tau, int64_t ignore_index, c10::string_view reduction,
+                             bool grouped) {
+  return std::get<0>(call_not_true_distillation_forward(input, teacher, target, tau, ignore_index,
+                                                        reduction, grouped,
+                                                        /*compute_gradient=*/false));
+}
+
+std::tuple<Tensor, Tensor> not_true_distillation_forward_meta(const Tensor& input,
+                                                              const Tensor& teacher,
+                                                              const Tensor& target, double tau,
+                                                              int64_t, c10::string_view reduction,
+                                                              bool grouped, bool compute_gradient) {
+  const auto parsed = check_not_true_distillation(input, teacher, target, tau, reduction, grouped);
+  return {at::empty_symint(loss_shape(target, parsed, grouped), input.options()),
+          compute_gradient ? at::empty_like(input) : at::empty({0}, input.options())};
+}
+
+// ---- autograd: hand-written nodes, as calibrated_ce's ------------------------------------------
+
+namespace ag = torch::autograd;
+
+// What the derivatives need of a call beside its tensors.
+struct NotTrueOptions {
+  double tau;
+  int64_t ignore_index;
+  Reduction reduction;
+  bool grouped;
+};
+
+// The product of the Hessian by input and `v` (input's shape, like the result), composed of
+// differentiable operators. With f a row's factor in the reduction it is
+//
+//   f p_j (v_j - sum_c p_c v_c), j != y
+//
+// where the first derivative's tau and the 1 / tau of p's cancel. The teacher's q is in neither.
+Tensor second_derivative(const Tensor& v, const Tensor& input, const Tensor& target,
+                         const NotTrueOptions& options) {
+  const int64_t dim = class_dim(input, options.grouped);
+  const auto dtype = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const Tensor labels = target.to(at::kLong).unsqueeze(dim);
+  const Tensor counts = labels.ne(options.ignore_index);  // whether a row counts
+  c10::SymDimVector shape(input.dim(), 1);
+  shape[dim] = input.sym_size(dim);
+  const Tensor classes =
+      at::arange(c10::Scalar(input.sym_size(dim)), labels.options()).reshape_symint(shape);
+  const Tensor is_true = labels.eq(classes);
+
+  const Tensor logits =
+      at::where(is_true, -std::numeric_limits<double>::infinity(), input.to(dtype) / options.tau);
+  const Tensor p = at::where(is_true, 0, at::softmax(logits, dim));
+  Tensor product = p * (v - (p * v).sum(dim, /*keepdim=*/true));
+  if (options.reduction == Reduction::kMean) {
+    const Tensor rows = counts.flatten(options.grouped).sum(-1);
+    c10::SymDimVector of_groups(input.dim(), 1);
+    if (options.grouped) of_groups[0] = input.sym_size(0);
+    product = product / rows.reshape_symint(of_groups);
+  }
+  return at::where(counts, product, 0).to(input.scalar_type());
+}
+
+// What both nodes keep.
+class SavedCall {
+ public:
+  SavedCall() = default;
+  SavedCall(const Tensor& input, const Tensor& target, const NotTrueOptions& options)
+      : options(options), input_(input, /*is_output=*/false), target_(target, false) {}
+
+  Tensor input() const { return input_.unpack(); }
+  Tensor target() const { return target_.unpack(); }
+
+  void release() {
+    input_.reset_data();
+    target_.reset_data();
+  }
+
+  NotTrueOptions options{};
+
+ private:
+  ag::SavedVariable input_, target_;
+};
+
+// Of the gradient, which not_true_distillation_forward returns beside the loss.
+struct NotTrueDistillationGradientBackward : ag::Node {
+  SavedCall call_;
+
+  std::string name() const override { return "NotTrueDistillationGradientBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    call_.release();
+  }
+
+  ag::variable_list apply(ag::variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!grads[0].defined() || !task_should_compute_output(0)) return {Tensor()};
+    return {second_derivative(grads[0], call_.input(), call_.target(), call_.options)};
+  }
+};
+
+// The gradient as a function of the input, whose edge is `edge`.
+Tensor with_history(const Tensor& gradient, const Tensor& input, const Tensor& target,
+                    const NotTrueOptions& options, ag::Edge edge) {
+  // Not detach(): under nested transforms that would cut the outer ones' histories, too.
+  Tensor result = gradient.tensor_data();
+  auto node = make_node<NotTrueDistillationGradientBackward>();
+  node->add_next_edge(std::move(edge));
+  node->call_ = SavedCall(input, target, options);
+  ag::set_history(result, node);
+  return result;
+}
+
+// Of the loss.
+struct NotTrueDistillationBackward : ag::Node {
+  ag::SavedVariable gradient_;
+  SavedCall call_;
+
+  std::string name() const override { return "NotTrueDistillationBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    gradient_.reset_data();
+    call_.release();
+  }
+
+  ag::variable_list apply(ag::variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const Tensor& grad_loss = grads[0];
+    if (!grad_loss.defined() || !task_should_compute_output(0)) return {Tensor()};
+    const NotTrueOptions& options = call_.options;
+    Tensor gradient = gradient_.unpack();
+    const Tensor target = call_.target();
+    if (c10::GradMode::is_enabled()) {
+      gradient = with_history(gradient, call_.input(), target, options, next_edge(0));
+      return {call_backward(grad_loss, gradient, target, options.ignore_index, options.grouped)};
+    }
+    return {send_back(gradient_, std::move(gradient), grad_loss, target, options.ignore_index,
+                      options.grouped)};
+  }
+};
+
+std::tuple<Tensor, Tensor> forward_with_history(const Tensor& input, const Tensor& teacher,
+                                                const Tensor& target, double tau,
+                                                int64_t ignore_index, c10::string_view reduction,
+                                                bool grouped, bool return_gradient) {
+  TORCH_CHECK_VALUE(!ag::compute_requires_grad(teacher),
+                    "not_true_distillation: teacher must not require grad: detach it, or compute "
+                    "it under torch.no_grad()");
+  for (const Tensor* logits : {&input, &teacher}) {
+    TORCH_CHECK_NOT_IMPLEMENTED(!logits->_fw_grad(/*level=*/0).defined(),
+                                "not_true_distillation: forward-mode derivatives are not "
+                                "implemented");
+  }
+  const bool requires_grad = ag::compute_requires_grad(input);
+  Tensor loss, gradient;
+  {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    std::tie(loss, gradient) =
+        call_not_true_distillation_forward(input, teacher, target, tau, ignore_index, reduction,
+                                           grouped, requires_grad || return_gradient);
+  }
+  if (!requires_grad) return {loss, gradient};
+
+  const NotTrueOptions options{tau, ignore_index,
+                               parse_reduction("not_true_distillation", reduction), grouped};
+  auto node = make_node<NotTrueDistillationBackward>();
+  node->set_next_edges(ag::collect_next_edges(input));
+  node->gradient_ = ag::SavedVariable(gradient, /*is_output=*/false);
+  node->call_ = SavedCall(input, target, options);
+  if (return_gradient) {
+    gradient = with_history(gradient, input, target, options, node->next_edge(0));
+  }
+  ag::set_history(loss, node);
+  return {loss, gradient};
+}
+
+Tensor not_true_distillation_autograd(const Tensor& input, const Tensor& teacher,
+                                      const Tensor& target, double tau, int64_t ignore_index,
+                                      c10::string_view reduction, bool grouped) {
+  return std::get<0>(forward_with_history(input, teacher, target, tau, ignore_index, reduction,
+                                          grouped, /*return_gradient=*/false));
+}
+
+std::tuple<Tensor, Tensor> not_true_distillation_forward_autograd(
+    const Tensor& input, const Tensor& teacher, const Tensor& target, double tau,
+    int64_t ignore_index, c10::string_view reduction, bool grouped, bool compute_gradient) {
+  auto [loss, gradient] = forward_with_history(input, teacher, target, tau, ignore_index, reduction,
+                                               grouped, compute_gradient);
+  return {loss, compute_gradient ? gradient : at::empty({0}, input.options())};
+}
+
+// ---- autocast: float32, as calibrated_ce -------------------------------------------------------
+
+template <c10::DispatchKey kAutocast>
+Tensor not_true_distillation_autocast(const Tensor& input, const Tensor& teacher,
+                                      const Tensor& target, double tau, int64_t ignore_index,
+                                      c10::string_view reduction, bool grouped) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(kAutocast);
+  return call_not_true_distillation(to_float32(input), to_float32(teacher), target, tau,
+                                    ignore_index, reduction, grouped);
+}
+
+// ---- vmap --------------------------------------------------------------------------------------
+
+Tensor not_true_distillation_vmap(const Tensor& input, const Tensor& teacher, const Tensor& target,
+                                  double tau, int64_t ignore_index, c10::string_view reduction,
+                                  bool grouped) {
+  const VmapCall vmap(grouped, {input, teacher, target});
+  if (!vmap.maps()) {
+    return call_not_true_distillation(input, teacher, target, tau, ignore_index, reduction,
+                                      grouped);
+  }
+  return vmap.mapped(call_not_true_distillation(vmap.grouped(input), vmap.grouped(teacher),
+                                                vmap.grouped(target), tau, ignore_index, reduction,
+                                                /*grouped=*/true));
+}
+
+std::tuple<Tensor, Tensor> not_true_distillation_forward_vmap(
+    const Tensor& input, const Tensor& teacher, const Tensor& target, double tau,
+    int64_t ignore_index, c10::string_view reduction, bool grouped, bool compute_gradient) {
+  const VmapCall vmap(grouped, {input, teacher, target});
+  if (!vmap.maps()) {
+    return call_not_true_distillation_forward(input, teacher, target, tau, ignore_index, reduction,
+                                              grouped, compute_gradient);
+  }
+  const auto [loss, gradient] = call_not_true_distillation_forward(
+      vmap.grouped(input), vmap.grouped(teacher), vmap.grouped(target), tau, ignore_index,
+      reduction, /*grouped=*/true, compute_gradient);
+  return {vmap.mapped(loss), compute_gradient ? vmap.mapped(gradient) : gradient};
+}
+
+}  // namespace
+}  // namespace fedkern
+
+TORCH_LIBRARY_IMPL(fedkern, CompositeExplicitAutograd, m) {
+  m.impl("not_true_distillation", TORCH_FN(fedkern::not_true_distillation));
+}
+TORCH_LIBRARY_IMPL(fedkern, Meta, m) {
+  m.impl("not_true_distillation_forward", TORCH_FN(fedkern::not_true_distillation_forward_meta));
+}
+TORCH_LIBRARY_IMPL(fedkern, Autograd, m) {
+  m.impl("not_true_distillation", TORCH_FN(fedkern::not_true_distillation_autograd));
+  m.impl("not_true_distillation_forward",
+         TORCH_FN(fedkern::not_true_distillation_forward_autograd));
+}
+TORCH_LIBRARY_IMPL(fedkern, AutocastCPU, m) {
+  m.impl("not_true_distillation",
+         TORCH_FN(fedkern::not_true_distillation_autocast<c10::DispatchKey::AutocastCPU>));
+}
+TORCH_LIBRARY_IMPL(fedkern, AutocastCUDA, m) {
+  m.impl("not_true_distillation",
+         TORCH_FN(fedkern::not_true_distillation_autocast<c10::DispatchKey::AutocastCUDA>));
+}
+TORCH_LIBRARY_IMPL(fedkern, FuncTorchBatched, m) {
+  m.impl("not_true_distillation", TORCH_FN(fedkern::not_true_distillation_vmap));
+  m.impl("not_true_distillation_forward", TORCH_FN(fedkern::not_true_distillation_forward_vmap));
+}
