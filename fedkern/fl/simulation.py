@@ -165,7 +165,7 @@ def _evaluate(
     with method.global_model(server):
         logits = predict(model.module, x, workers=num_workers(config, x.device))
     if method.has_global_model:
-        evaluation = measure(logits, y, num_classes, softmax_twice=method.compat == "fedga")
+        evaluation = measure(logits, y, num_classes, softmax_twice=method.softmax_twice)
     if not any(len(client.test_indices) for client in clients):
         return evaluation, None, None
     targets = [y[client.test_indices] for client in clients]

@@ -47,7 +47,7 @@ class Method(Protocol):
     """What lasts from round to round beside the global model, in words."""
 
     faults: ClassVar[Mapping[str, str]]
-    """What `compat` may be, and the faults of the published code that it brings back."""
+    """What the option `compat` may be, and the faults of published code that it brings back."""
 
     personalises: ClassVar[bool]
     """Whether clients have models of their own to evaluate."""
@@ -56,8 +56,8 @@ class Method(Protocol):
     """Whether there is a global model to evaluate."""
 
     @property
-    def compat(self) -> str:
-        """A name from `faults`, or nothing: without faults."""
+    def softmax_twice(self) -> bool:
+        """Whether the error asymmetry is to have a fault of published code (`measure`)."""
 
     @property
     def server_optimizer(self) -> ServerOptimizer:

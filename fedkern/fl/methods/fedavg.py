@@ -62,6 +62,11 @@ class FedAvg:
             )
 
     @property
+    def softmax_twice(self) -> bool:
+        """With FedGA's faults."""
+        return self.compat == "fedga"
+
+    @property
     def marks(self) -> dict[str, int]:
         """Rounds in which something changes: none."""
         return {}
