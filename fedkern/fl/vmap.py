@@ -208,7 +208,7 @@ class _Stack:
             kept.copy_(constants)
         taught = None
         if self._work.loss.needs_teacher:
-            taught = self._of_teacher(plan, State(anchor, jobs[0].start.buffers))
+            taught = self._of_teacher(plan, anchor)
         if self._graph is None:
             self._plan, self._taught = plan, taught
             return
@@ -220,9 +220,9 @@ class _Stack:
             self._taught[: len(taught)].copy_(taught)
 
     @torch.no_grad()
-    def _of_teacher(self, plan: _Plans, teacher: State) -> Tensor:
-        """A teacher's logits for the samples of all steps; the model holds it then."""
-        self._model.load(teacher)
+    def _of_teacher(self, plan: _Plans, teacher: Tensor) -> Tensor:
+        """The logits of a teacher with these values for all steps; the model has them then."""
+        self._model.values.copy_(teacher)
         self._model.module.eval()
         logits = []
         for step in range(len(plan.order)):
