@@ -47,9 +47,8 @@ struct NotTrueCoefficients {
 
 template <typename T>
 FEDKERN_HOST_DEVICE NotTrueCoefficients<T> not_true_coefficients(const NotTrueSums<double>& sums,
-                                                                 T step) {
-  const T student = static_cast<T>(sums.student), teacher = static_cast<T>(sums.teacher);
-  return {step / student, student / teacher};
+                                                                 double step) {
+  return {static_cast<T>(step / sums.student), static_cast<T>(sums.student / sums.teacher)};
 }
 
 }  // namespace fedkern

@@ -61,14 +61,14 @@ inline void read_labels(const NotTrueDistillationArguments<scalar_t>& arguments,
 template <typename scalar_t, typename T>
 inline double finish(const NotTrueDistillationArguments<scalar_t>& arguments, double factor,
                      Tile<T>& tile) {
-  const T step = static_cast<T>(arguments.tau * factor);
+  const double step = arguments.tau * factor;
   double sum = 0;
   for (int64_t i = 0; i < tile.rows; ++i) {
     double loss = 0;
     if (tile.label[i] != kNone) {
       const NotTrueSums<double>& sums = tile.sums[i];
       loss = not_true_loss(sums, std::log(sums.student / sums.teacher), arguments.tau);
-      tile.coefficients[i] = not_true_coefficients(sums, step);
+      tile.coefficients[i] = not_true_coefficients<T>(sums, step);
     }
     sum += loss;
     if (arguments.row_loss) arguments.row_loss[tile.first + i] = static_cast<scalar_t>(loss);

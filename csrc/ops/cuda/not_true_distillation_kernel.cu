@@ -73,21 +73,28 @@ class Part {
   }
 
   __device__ void raise(T& z_max, T& g_max) const {
-    for_each([&](T z, T g) {
-      z_max = max(z_max, z);
-      g_max = max(g_max, g);
-    });
+    for_each(
+        [&](T z, T g) {
+          z_max = max(z_max, z);
+          g_max = max(g_max, g);
+        },
+        [] {});
   }
 
   __device__ NotTrueSums<T> sums(T z_max, T g_max, T inverse_tau) const {
-    NotTrueSums<T> sums{};
-    for_each([&](T z, T g) {
-      const T u = (z - z_max) * inverse_tau, v = (g - g_max) * inverse_tau;
-      const T teacher = exponential(v);
-      sums.student += exponential(u);
-      sums.teacher += teacher;
-      sums.distance += teacher == T(0) ? T(0) : teacher * (v - u);
-    });
+    NotTrueSums<T> sums{}, of_share{};
+    for_each(
+        [&](T z, T g) {
+          const T u = (z - z_max) * inverse_tau, v = (g - g_max) * inverse_tau;
+          const T teacher = exponential(v);
+          of_share.student += exponential(u);
+          of_share.teacher += teacher;
+          of_share.distance += teacher == T(0) ? T(0) : teacher * (v - u);
+        },
+        [&] {  // a chain of additions as long as a part would lose digits
+          sums = added(sums, of_share);
+          of_share = {};
+        });
     return sums;
   }
 
@@ -168,9 +175,9 @@ class Part {
     share = pack<scalar_t>(values);
   }
 
-  // body(z, g) for this thread's classes.
-  template <typename Body>
-  __device__ void for_each(const Body& body) const {
+  // body(z, g) for this thread's classes, after_share() behind each share.
+  template <typename Body, typename AfterShare>
+  __device__ void for_each(const Body& body, const AfterShare& after_share) const {
 #pragma unroll
     for (int k = 0; k < kShares; ++k) {
       if (!has(k)) continue;
@@ -179,6 +186,7 @@ class Part {
       unpack(g_[k], g);
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) body(z[i], g[i]);
+      after_share();
     }
   }
 
@@ -252,8 +260,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t g_stride = arguments.teacher_layout.class_stride;
   const int64_t to_stride = arguments.gradient_layout.class_stride;
   const Workspace workspace = workspace_of(arguments, blocks);
-  const double factor = blocks == 1 ? factor_of(arguments, group) : workspace.factors[group];
-  const T step = static_cast<T>(arguments.tau * factor);
+  __shared__ double factor;  // in shared memory: rows need the registers
+  const double own_factor = blocks == 1 ? factor_of(arguments, group) : workspace.factors[group];
+  if (threadIdx.x == 0) factor = own_factor;
+  __syncthreads();
   const T inverse_tau = static_cast<T>(1 / arguments.tau);
   const int last =
       kOfAnyLength ? static_cast<int>((num_classes + Row::kCapacity - 1) / Row::kCapacity) - 1 : 0;
@@ -303,7 +313,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (arguments.gradient && exists) {
       scalar_t* to = arguments.gradient + row_offset(arguments.gradient_layout, at);
       if (has_loss) {
-        const auto coefficients = not_true_coefficients(sums, step);
+        const auto coefficients = not_true_coefficients<T>(sums, arguments.tau * factor);
         for (int part = 0; part <= last; ++part) {
           hold(part);
           held.forget();
