@@ -233,13 +233,17 @@ def plot_curves(results: list[Result], path: Path) -> None:
         results: each of at least one round.
         path: of the PNG file.
     """
+    from matplotlib import colormaps
+
     own, shared = "personal_on_local_mean_accuracy", "global_on_local_mean_accuracy"
     local = any(run.curve(shared) for run in results)
-    figure, all_axes = _subplots(3 if local else 2, 7, 10 if local else 7)
+    methods = methods_of(results)
+    many = len(methods) > 10  # matplotlib's cycle of colours
+    figure, all_axes = _subplots(3 if local else 2, 11 if many else 7, 10 if local else 7)
     above, *between, below = all_axes
-    for number, method in enumerate(methods_of(results)):
+    for number, method in enumerate(methods):
         runs = [result for result in results if result.method == method]
-        color = f"C{number}"
+        color = colormaps["tab20" if many else "tab10"](number % 20)
         _plot_mean(above, [run.curve("accuracy") for run in runs], color, label=method)
         for axes in between:
             personal = [run.curve(own) for run in runs]
@@ -260,11 +264,14 @@ def plot_curves(results: list[Result], path: Path) -> None:
             axes.axvline(number, color="grey", linestyle=":")
             place = {"xycoords": ("data", "axes fraction"), "ha": "right", "va": "top"}
             axes.annotate(f"{name} ", (number, 1), **place)
-    above.legend()
+    if many:
+        figure.legend(loc="outside right center")
+    else:
+        above.legend()
     figure.savefig(path, dpi=120)
 
 
-def _plot_mean(axes: Any, curves: list[dict[int, float]], color: str, **style: str) -> None:
+def _plot_mean(axes: Any, curves: list[dict[int, float]], color: Any, **style: str) -> None:
     """The mean of curves by round, and the band between the lowest and the highest."""
     # Rounds that every seed has: a run that was stopped must not bend the mean.
     rounds = sorted(set.intersection(*(set(curve) for curve in curves)))
