@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fedkern import calibrated_ce
+from fedkern.losses import Reduction
 
 from .reading import Reader
 from .workers import thread_pool
@@ -147,15 +149,15 @@ def measure(
     counts = torch.bincount(targets, minlength=num_classes)
     settings: Any = {"num_classes": num_classes, "validate_args": False}
     recalls = multiclass_accuracy(logits, targets, average="none", **settings)
+    probabilities = logits.double().softmax(1)
+    shown = probabilities.softmax(1) if softmax_twice else probabilities
     return Evaluation(
         samples=len(targets),
         accuracy=multiclass_accuracy(logits, targets, average="micro", **settings).item(),
         macro_f1=multiclass_f1_score(logits, targets, average="macro", **settings).item(),
-        error_asymmetry=error_asymmetry(logits.softmax(1) if softmax_twice else logits, targets)
-        .nanmean()
-        .item(),
-        cross_entropy=F.cross_entropy(logits, targets).item(),
-        calibration_error=_calibration_error(logits, targets, num_classes),
+        error_asymmetry=_error_asymmetry(shown, targets).nanmean().item(),
+        cross_entropy=cross_entropy(logits, targets).item(),
+        calibration_error=_calibration_error(probabilities, targets, num_classes),
         per_class_accuracy=recalls.where(counts > 0, torch.nan).tolist(),
         absent_classes=int((counts == 0).sum()),
     )
@@ -181,7 +183,7 @@ def measure_local(
         return sums / samples  # nan of no samples
 
     correct = pooled_logits.argmax(1) == pooled_targets
-    losses = F.cross_entropy(pooled_logits, pooled_targets, reduction="none")
+    losses = cross_entropy(pooled_logits, pooled_targets, reduction="none")
     accuracies = by_client(correct)
     sorted_accuracies = accuracies[samples > 0].sort().values
     lowest = sorted_accuracies[: math.ceil(len(sorted_accuracies) / 10)]
@@ -193,20 +195,27 @@ def measure_local(
         lowest_tenth_accuracy=lowest.mean().item(),
         std_accuracy=sorted_accuracies.std(correction=0).item(),
         cross_entropy=losses.mean().item(),
-        calibration_error=_calibration_error(pooled_logits, pooled_targets, num_classes),
+        calibration_error=_calibration_error(
+            pooled_logits.double().softmax(1), pooled_targets, num_classes
+        ),
         samples=samples,
         accuracies=accuracies.float(),
         cross_entropies=by_client(losses).float(),
     )
 
 
-def _calibration_error(logits: Tensor, targets: Tensor, num_classes: int) -> float:
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Plain cross entropy by the fused kernel: a fifth of `torch.nn.functional`'s time."""
+    equal_counts = logits.new_ones(logits.shape[1])
+    return calibrated_ce(logits, targets, class_counts=equal_counts, reduction=reduction)
+
+
+def _calibration_error(probabilities: Tensor, targets: Tensor, num_classes: int) -> float:
     """Expected calibration error: 15 bins of confidence, weighted by their samples."""
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    probabilities = logits.softmax(1)  # torchmetrics would take logits in [0, 1] for probabilities
     error = multiclass_calibration_error(
-        probabilities, targets, num_classes, n_bins=15, norm="l1", validate_args=False
+        probabilities.float(), targets, num_classes, n_bins=15, norm="l1", validate_args=False
     )
     return error.item()
 
@@ -228,8 +237,11 @@ def error_asymmetry(logits: Tensor, targets: Tensor) -> Tensor:
         float64 [C]: 1 is symmetric, above 1 the class is predicted too rarely. nan for a class that
         no target has; inf where no other class's samples give the class any probability.
     """
-    num_classes = logits.shape[1]
-    probabilities = logits.double().softmax(1)
+    return _error_asymmetry(logits.double().softmax(1), targets)
+
+
+def _error_asymmetry(probabilities: Tensor, targets: Tensor) -> Tensor:
+    num_classes = probabilities.shape[1]
     pi = probabilities.new_zeros(num_classes, num_classes)
     pi.index_add_(0, targets, probabilities)
     counts = torch.bincount(targets, minlength=num_classes)

@@ -75,8 +75,9 @@ class Result:
         return next(reversed(self.curve(column).values()), None)
 
     def late(self, column: str) -> float | None:
-        """Its mean over the last 10 evaluations that have it (over all where there are fewer)."""
-        values = [*self.curve(column).values()][-_LAST:]
+        """Its mean over the evaluations of the last 10 rounds; None if there are none."""
+        curve = self.curve(column).items()
+        values = [value for number, value in curve if number > len(self.rounds) - _LAST]
         return fmean(values) if values else None
 
     def rounds_to(self, accuracy: float) -> int | None:
@@ -212,7 +213,7 @@ def _of_local_data(kind: str) -> tuple[_Column, ...]:
 _TABLES = {
     "global model, test data": (
         _Column("accuracy", "accuracy %", 100, 2),
-        _Column("accuracy_last_10", f"mean of last {_LAST} %", 100, 2),
+        _Column("accuracy_last_10", f"mean of last {_LAST} rounds %", 100, 2),
         _Column("accuracy_minus_first", "that minus {first}, paired", 100, 2),
         _Column("rounds_to_target", "rounds to {target:g} %", 1, 1),
         _Column("error_asymmetry", "error asymmetry", 1, 3),

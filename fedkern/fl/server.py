@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .client import Client
 from .config import RunConfig
 from .engine import Engine
-from .evaluation import predict
+from .evaluation import cross_entropy, predict
 from .flat import FlatModel, State
 from .seeding import Draws, generator
 from .training import Job, LocalWork
@@ -74,5 +73,5 @@ class Server:
         indices = torch.cat([client.indices for client in clients])
         workers = num_workers(self._config, dataset.x_train.device)
         logits = predict(self.model.module, dataset.x_train, indices, workers=workers)
-        losses = F.cross_entropy(logits, dataset.y_train[indices].cpu(), reduction="none").double()
+        losses = cross_entropy(logits, dataset.y_train[indices].cpu(), reduction="none").double()
         return torch.stack([part.mean() for part in torch.split(losses, [*map(len, clients)])])

@@ -18,10 +18,11 @@ def shown(results, **options):
     return output.getvalue()
 
 
-def test_late_accuracy_is_over_the_last_ten_evaluations():
-    accuracies = [None if i % 2 else i / 100 for i in range(40)]  # evaluated: 0, 2, ..., 38
-    assert result_of("fedga", 0, *accuracies).late("accuracy") == pytest.approx(0.29)
+def test_late_accuracy_is_over_the_last_ten_rounds():
+    accuracies = [None if i % 2 else i / 100 for i in range(40)]  # evaluated: rounds 1, 3, ..., 39
+    assert result_of("fedga", 0, *accuracies).late("accuracy") == pytest.approx(0.34)
     assert result_of("fedga", 0, None).late("accuracy") is None
+    assert result_of("fedga", 0, 0.5, *[None] * 10).late("accuracy") is None
 
 
 def test_the_first_evaluated_round_that_reaches_a_target():
