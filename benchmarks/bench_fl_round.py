@@ -3,8 +3,8 @@
 Published settings on real data (in the folder FEDKERN_DATA), one thread unless it says otherwise.
 Ways of one and the same round, interleaved, each round on other clients:
 
-- fedavg, fedga, floco: rounds of `fedkern.fl.simulate`, without evaluation; "plain" with layers as
-  they are (`--layers plain`), else with the faster implementations;
+- fedavg, fedga and other methods: rounds of `fedkern.fl.simulate`, without evaluation; "plain" with
+  layers as they are (`--layers plain`), else with the faster implementations;
 - bare: a plain PyTorch loop on the same batches: float32 data in torch's default layout, indexing,
   F.cross_entropy, backward, clip_grad_norm_, torch.optim.SGD as it comes; no averaging, no copies
   of models;
@@ -190,6 +190,15 @@ def test_whole_floco_round() -> None:
         "floco, subregions": task.rounds(fl.Floco(tau=1)),
     }
     keep(measured(variants, 3), task="cifar10 cnn, 30 clients")
+
+
+def test_methods() -> None:
+    """All methods with their published settings; the floco ones on the whole simplex."""
+    task = Task("mnist")
+    methods = {name: kind() for name, kind in fl.METHODS.items()}
+    methods |= {name: replace(methods[name], tau=NEVER) for name in ("floco", "floco+")}
+    variants = {"bare": task.bare(), **{n: task.rounds(method) for n, method in methods.items()}}
+    keep(measured(variants, 15), task="mnist mlp, methods")
 
 
 # ---- workers, engines ----------------------------------------------------------------------------

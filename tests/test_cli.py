@@ -375,6 +375,22 @@ MISTAKES = [
         ["run", "--engine", "vmap", "--model", "resnet20"],
         "engine: wanted serial .or buffers=frozen. for a model with batch norm, got vmap",
     ),
+    (
+        ["run", "--method", "fedprox", "--compat", "fedga", "--engine", "vmap"],
+        "engine: wanted serial for published faults in training, got vmap",
+    ),
+    (["run", "--compat", "fedgaa"], "compat: wanted one of fedga, floco, got 'fedgaa' .did you"),
+    (
+        ["run", "--method", "ditto", "--compat", "floco"],
+        r"compat: wanted only with floco or floco\+",
+    ),
+    (
+        ["run", "--server-optimizer", "adan"],
+        "server_optimizer: wanted one of .* .did you mean 'adam'",
+    ),
+    (["run", "--server-tau", "0.1"], "server_tau: wanted only with --server-optimizer adam or"),
+    (["run", "--method", "fedrl", "--loss", "fedlc"], "loss: wanted cross_entropy for fedrl"),
+    (["run", "--target-accuracy", "85"], r"target_accuracy: wanted a number in \[0, 1\], got 85"),
     (["run", "--layers", "slow"], "layers: wanted one of fast, plain, got 'slow'"),
     (["run", "--engine", "vmap", "--compile"], "compile: wanted engine serial or auto, got vmap"),
     (["run", "--device", "gpu"], "device: wanted auto, cpu, cuda or cuda:N, got 'gpu'"),

@@ -26,7 +26,7 @@ from .progress import Progress
 from .report import RunFolder, plot_clients, plot_curves, plot_simplex, summarise
 from .results import Result, tables
 from .seeding import generator
-from .simulation import simulate
+from .simulation import check_engine, simulate
 
 
 class Outcome(NamedTuple):
@@ -86,6 +86,7 @@ class Experiment:
         experiment = cls(methods, config, dataset, partitions)
         for seed, partition in partitions.items():  # does it all fit?
             for method in methods.values():
+                check_engine(method, config)
                 model = experiment.initial_model(seed)
                 method.prepare(model, make_clients(dataset, partition), generator(seed, "method"))
                 if config.engine == "vmap":  # no other engine refuses a model

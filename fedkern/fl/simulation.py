@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .client import Client
 from .config import RunConfig
 from .engine import Engine, make_engine
-from .errors import NonFiniteModelError
+from .errors import ConfigError, NonFiniteModelError
 from .evaluation import Evaluation, LocalEvaluation, measure, measure_local, predict
 from .flat import FlatModel, State
 from .methods import Method, Update
@@ -81,6 +81,7 @@ def simulate(
         NonFiniteModelError: an aggregated model has nan or infinite entries.
         RunError: what else a method cannot go on with.
     """
+    check_engine(method, config)
     method.prepare(model, clients, generator(config.seed, "method"))
     engine = make_engine(model, clients[0].dataset, config)
     server = Server(engine, clients, config)
@@ -109,6 +110,14 @@ def simulate(
             yield Round(number, seconds, train_loss, *evaluations, engine.facts)
         else:
             yield Round(number, seconds, train_loss, engine=engine.facts)
+
+
+def check_engine(method: Method, config: RunConfig) -> None:
+    """Refuses an engine that cannot do a method's work."""
+    if method.needs_serial_engine and config.engine != "serial":
+        raise ConfigError(
+            f"engine: wanted serial for published faults in training, got {config.engine}"
+        )
 
 
 def sample_clients(clients: int, config: RunConfig, number: int) -> list[int]:

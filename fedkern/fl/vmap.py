@@ -59,8 +59,6 @@ class VmapEngine:
             yield from self._train(jobs[first : first + size], anchor)
 
     def _train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
-        if any(job.work.in_eval_mode or job.work.pulls_evenly for job in jobs):
-            raise ConfigError("engine: wanted serial with compat fedga, got vmap")
         plan = _Plans(jobs, self.model, self._dataset, self._config)
         versions = [buffer._version for buffer in self.model.buffers]
         values, train_losses = self._stack_for(jobs, plan).train(jobs, plan, anchor)

@@ -550,6 +550,8 @@ def test_faults_go_to_the_methods_that_have_them():
     assert [method.compat for method in built.values()] == ["", "fedga", ""]
 
 
-def test_faults_are_the_serial_engines(blobs64):
-    with pytest.raises(fl.ConfigError, match=r"^engine: wanted serial with compat fedga, got vmap"):
-        ends_of("fedprox --compat fedga", blobs64, replace(CONFIG, engine="vmap"))
+@pytest.mark.parametrize("engine", ["vmap", "auto"])
+def test_faults_are_the_serial_engines(blobs64, engine):
+    message = f"^engine: wanted serial for published faults in training, got {engine}$"
+    with pytest.raises(fl.ConfigError, match=message):
+        ends_of("fedprox --compat fedga", blobs64, replace(CONFIG, engine=engine))

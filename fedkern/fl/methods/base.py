@@ -60,6 +60,10 @@ class Method(Protocol):
         """Whether the error asymmetry is to have a fault of published code (`measure`)."""
 
     @property
+    def needs_serial_engine(self) -> bool:
+        """Whether clients train with faults of published code that no other engine has."""
+
+    @property
     def server_optimizer(self) -> ServerOptimizer:
         """What the server makes of a round's aggregate."""
 

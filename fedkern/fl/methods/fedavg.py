@@ -67,6 +67,11 @@ class FedAvg:
         return self.compat == "fedga"
 
     @property
+    def needs_serial_engine(self) -> bool:
+        """With FedGA's faults."""
+        return self.compat == "fedga"
+
+    @property
     def marks(self) -> dict[str, int]:
         """Rounds in which something changes: none."""
         return {}
