@@ -14,7 +14,7 @@ from .engine import Engine
 from .evaluation import cross_entropy, predict
 from .flat import FlatModel, State
 from .seeding import Draws, generator
-from .training import Job, LocalWork
+from .training import Job, LocalWork, Trained
 from .workers import num_workers
 
 
@@ -27,6 +27,7 @@ class Server:
         state: what is kept here from round to round, by name: empty before the first round.
         number: the round, counted from 1.
         active: the round's clients that have data.
+        private: which of the model's values each client has of its own (`Method.private`).
     """
 
     def __init__(self, engine: Engine, clients: Sequence[Client], config: RunConfig) -> None:
@@ -34,6 +35,7 @@ class Server:
         self.state: dict[str, Any] = {}
         self.number = 0
         self.active: list[Client] = []
+        self.private: Tensor | None = None
         self._engine = engine
         self._config = config
 
@@ -54,9 +56,13 @@ class Server:
         """
         before = self.model.state.copy()
         jobs = [self.job(client, work, before) for client in self.clients if len(client) > 0]
-        for job, trained in zip(jobs, self._engine.train(jobs, before.values), strict=True):
+        for job, trained in zip(jobs, self.train(jobs, before.values), strict=True):
             yield job.client, trained.state
         self.model.load(before)
+
+    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
+        """What comes of jobs: see `Engine.train`."""
+        return self._engine.train(jobs, anchor)
 
     def job(self, client: Client, work: LocalWork, start: State) -> Job:
         """A client's work from a state, with its own draws of this round."""

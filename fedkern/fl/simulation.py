@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .client import Client
 from .config import RunConfig
-from .engine import Engine, make_engine
+from .engine import make_engine
 from .errors import ConfigError, NonFiniteModelError
 from .evaluation import Evaluation, LocalEvaluation, measure, measure_local, predict
 from .flat import FlatModel, State
@@ -85,7 +85,7 @@ def simulate(
     method.prepare(model, clients, generator(config.seed, "method"))
     engine = make_engine(model, clients[0].dataset, config)
     server = Server(engine, clients, config)
-    private = method.private(engine.model)
+    server.private = method.private(engine.model)
     for number in range(1, config.rounds + 1):
         started = perf_counter()
         train_loss = math.nan
@@ -95,10 +95,11 @@ def simulate(
         method.begin_round(server)
         if server.active:
             before = engine.model.state.copy()
-            aggregate = method.aggregate(_updates(method, server, engine, before, private, config))
+            aggregate = method.aggregate(_updates(method, server, before, config))
             after = method.server_optimizer.step(before, aggregate.state, server.state)
-            if private is not None:  # to the bit
-                after.values[private] = before.values[private].to(after.values.dtype)
+            if server.private is not None:  # to the bit
+                kept = before.values[server.private]
+                after.values[server.private] = kept.to(after.values.dtype)
             engine.model.load(after)
             train_loss = aggregate.train_loss.item()
         _check_finite(engine.model, number, train_loss)
@@ -106,7 +107,7 @@ def simulate(
         seconds = perf_counter() - started
 
         if number % config.eval_every == 0 or number == config.rounds:
-            evaluations = _evaluate(method, server, private, config)
+            evaluations = _evaluate(method, server, config)
             yield Round(number, seconds, train_loss, *evaluations, engine.facts)
         else:
             yield Round(number, seconds, train_loss, engine=engine.facts)
@@ -126,15 +127,9 @@ def sample_clients(clients: int, config: RunConfig, number: int) -> list[int]:
     return torch.randperm(clients, generator=draws)[: config.clients_per_round].tolist()
 
 
-def _updates(
-    method: Method,
-    server: Server,
-    engine: Engine,
-    before: State,
-    private: Tensor | None,
-    config: RunConfig,
-) -> Iterator[Update]:
+def _updates(method: Method, server: Server, before: State, config: RunConfig) -> Iterator[Update]:
     """Trains the active clients from the global state; what they keep is put in their states."""
+    private = server.private
     for works in zip(*map(method.local_work, server.active), strict=True):
         jobs = []
         for client, work in zip(server.active, works, strict=True):
@@ -142,9 +137,9 @@ def _updates(
             if work.keeps is not None:
                 start = client.state.get(work.keeps, start)
             elif PRIVATE in client.state:
-                start = start._replace(values=_with_private(before.values, private, client))
+                start = start._replace(values=_with_private(before.values, server, client))
             jobs.append(server.job(client, work, start))
-        for job, trained in zip(jobs, engine.train(jobs, before.values), strict=True):
+        for job, trained in zip(jobs, server.train(jobs, before.values), strict=True):
             client, state = job.client, trained.state
             if job.work.keeps is not None:
                 client.state[job.work.keeps] = state.copy()
@@ -157,14 +152,14 @@ def _updates(
             yield Update(state, len(client), trained.train_loss)
 
 
-def _with_private(values: Tensor, private: Tensor | None, client: Client) -> Tensor:
+def _with_private(values: Tensor, server: Server, client: Client) -> Tensor:
     """The global parameters, but for those that the client has of its own."""
-    assert private is not None
-    return values.index_copy(0, private, client.state[PRIVATE])
+    assert server.private is not None
+    return values.index_copy(0, server.private, client.state[PRIVATE])
 
 
 def _evaluate(
-    method: Method, server: Server, private: Tensor | None, config: RunConfig
+    method: Method, server: Server, config: RunConfig
 ) -> tuple[Evaluation | None, LocalEvaluation | None, LocalEvaluation | None]:
     """The global model on the global test data; it and the clients' own on their local ones."""
     model, clients = server.model, server.clients
@@ -186,19 +181,18 @@ def _evaluate(
     if not (method.personalises or own_buffers):
         return evaluation, global_on_local, None
     of_clients = [
-        _personal_logits(method, model, client, private, shared)
+        _personal_logits(method, server, client, shared)
         for client, shared in zip(clients, of_global, strict=True)
     ]
     return evaluation, global_on_local, measure_local(of_clients, targets, num_classes, "personal")
 
 
-def _personal_logits(
-    method: Method, model: FlatModel, client: Client, private: Tensor | None, shared: Tensor
-) -> Tensor:
+def _personal_logits(method: Method, server: Server, client: Client, shared: Tensor) -> Tensor:
     """The client's own model on its local test data; `shared` are the global model's logits."""
+    model = server.model
     own = State(model.values, client.state.get(BUFFERS, model.buffers))
     if PRIVATE in client.state:
-        own = own._replace(values=_with_private(model.values, private, client))
+        own = own._replace(values=_with_private(model.values, server, client))
     personal = method.personal_model(model, client)
     is_global = own.values is model.values and own.buffers is model.buffers
     if len(shared) == 0 or (is_global and personal is None):

@@ -390,10 +390,35 @@ def test_balanced_clients_make_class_methods_fedavg(blobs64, text):
 
 
 def test_equal_clients_have_equal_weights_in_climb(blobs64):
-    clients = [fl.Client(k, blobs64, torch.arange(50), torch.arange(4)) for k in range(6)]
-    _, rounds = ends_of("climb --tolerance 0", blobs64, clients=clients)
-    assert len(rounds) == CONFIG.rounds
+    def equal():
+        return [fl.Client(k, blobs64, torch.arange(50), torch.arange(4)) for k in range(6)]
+
+    clients = equal()
+    found, _ = ends_of("climb --tolerance 0", blobs64, clients=clients)
     assert {client.state["weight"] for client in clients} == {1.0}
+    expected, _ = ends_of("fedavg", blobs64, clients=equal())
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("text", [t for t in TWINS if "server" not in t and "mu 0.7" not in t])
+def test_with_one_class_in_all_there_is_nothing_to_balance(blobs64, text):
+    """Cross entropy of one class has no gradient: weight decay is all that moves."""
+    labels = {name: torch.zeros_like(getattr(blobs64, name)) for name in ("y_train", "y_test")}
+    one = replace(blobs64, **labels, num_classes=1)
+
+    def ends(text):
+        (method,) = fl.build_methods([text]).values()
+        model = drawn(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1)).double())
+        list(fl.simulate(method, model, clients_of(one), CONFIG))
+        return [p.detach() for p in model.parameters()]
+
+    expected, found = ends("fedavg"), ends(text)
+    if text == "fedrod":  # its personal heads lie below
+        found = [*found[:2], *(p[:1] for p in found[2:])]
+    if text == "fedper":  # whose last layer is the initial one
+        expected, found = expected[:2], found[:2]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("text", [t for t in TWINS if "--server-optimizer" not in t])

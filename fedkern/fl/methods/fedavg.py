@@ -21,7 +21,9 @@ from ..training import LocalWork
 from .base import Update
 
 WEIGHTINGS = ("uniform", "samples")
-WEIGHTING_HELP = "of the clients' models in the mean: uniform or samples (so floco, floco+, ditto)"
+WEIGHTING_HELP = (
+    "of the clients' models in the mean: uniform or samples (so those with personal models)"
+)
 COMPAT_HELP = "with the faults of published code, see `fedkern methods`: fedga or floco"
 EVAL_MODE = "eval mode"  # in a client's state, with FedGA's faults: whether it trains in that mode
 FAULTS_OF_FEDGA = (
