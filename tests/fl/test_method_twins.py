@@ -407,7 +407,7 @@ def test_with_one_class_in_all_there_is_nothing_to_balance(blobs64, text):
     one = replace(blobs64, **labels, num_classes=1)
 
     def ends(text):
-        (method,) = fl.build_methods([text]).values()
+        (method,) = fl.build_methods([text], weighting="samples").values()
         model = drawn(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1)).double())
         list(fl.simulate(method, model, clients_of(one), CONFIG))
         return [p.detach() for p in model.parameters()]
