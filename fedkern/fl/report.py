@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
@@ -224,7 +225,9 @@ def _numbers(evaluation: Any) -> dict[str, Any]:
 
 
 def plot_curves(results: list[Result], path: Path) -> None:
-    """Accuracies and training loss by round: a line a method, the band spans its seeds.
+    """Accuracies and training loss by round: a line a method.
+
+    Up to ten methods have bands that span their seeds.
 
     On the clients' local data it is their own models' accuracy, and dashed the global model's, or
     the global model's alone. Rounds in which a method changes (Floco's tau) are marked.
@@ -241,17 +244,18 @@ def plot_curves(results: list[Result], path: Path) -> None:
     many = len(methods) > 10  # matplotlib's cycle of colours
     figure, all_axes = _subplots(3 if local else 2, 11 if many else 7, 10 if local else 7)
     above, *between, below = all_axes
+    plot = partial(_plot_mean, band=not many)
     for number, method in enumerate(methods):
         runs = [result for result in results if result.method == method]
         color = colormaps["tab20" if many else "tab10"](number % 20)
-        _plot_mean(above, [run.curve("accuracy") for run in runs], color, label=method)
+        plot(above, [run.curve("accuracy") for run in runs], color, label=method)
         for axes in between:
             personal = [run.curve(own) for run in runs]
-            _plot_mean(axes, personal, color)
+            plot(axes, personal, color)
             linestyle = "--" if any(personal) else "-"
-            _plot_mean(axes, [run.curve(shared) for run in runs], color, linestyle=linestyle)
+            plot(axes, [run.curve(shared) for run in runs], color, linestyle=linestyle)
         train_loss = [{round.number: round.train_loss for round in run.rounds} for run in runs]
-        _plot_mean(below, train_loss, color)
+        plot(below, train_loss, color)
     above.set_ylabel("test accuracy")
     for axes in between:
         axes.set_ylabel("accuracy on local data, mean of clients\n(dashed: global model)")
@@ -271,14 +275,17 @@ def plot_curves(results: list[Result], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _plot_mean(axes: Any, curves: list[dict[int, float]], color: Any, **style: str) -> None:
-    """The mean of curves by round, and the band between the lowest and the highest."""
+def _plot_mean(
+    axes: Any, curves: list[dict[int, float]], color: Any, *, band: bool, **style: str
+) -> None:
+    """The mean of curves by round, and perhaps the band between the lowest and the highest."""
     # Rounds that every seed has: a run that was stopped must not bend the mean.
     rounds = sorted(set.intersection(*(set(curve) for curve in curves)))
     values = [[curve[number] for curve in curves] for number in rounds]
     axes.plot(rounds, [fmean(v) for v in values], color=color, **style)
-    bounds = [min(v) for v in values], [max(v) for v in values]
-    axes.fill_between(rounds, *bounds, color=color, alpha=0.2)
+    if band:
+        bounds = [min(v) for v in values], [max(v) for v in values]
+        axes.fill_between(rounds, *bounds, color=color, alpha=0.2)
 
 
 def plot_simplex(results: list[Result], path: Path) -> None:

@@ -140,12 +140,15 @@ class Figure:
         """For a table."""
         if not self.values:
             return EMPTY
-        text = f"{scale * self.mean:.{digits}f}"
+
+        def shown(number: float) -> str:
+            return f"{round(scale * number, digits) + 0.0:.{digits}f}"  # no -0.00
+
+        text = shown(self.mean)
         if self.paired and len(self.values) > 1:
-            low, high = (f"{scale * bound:.{digits}f}" for bound in self.interval)
-            text += f" [{low}, {high}]"
+            text += " [{}, {}]".format(*map(shown, self.interval))
         elif len(self.values) > 1:
-            text += f" ± {scale * self.std:.{digits}f}"
+            text += f" ± {shown(self.std)}"
         return text if len(self.values) == self.seeds else f"{text} ({len(self.values)} seeds)"
 
 

@@ -46,6 +46,7 @@ def test_interval_by_hand():
     assert figure.interval == pytest.approx((3 - half, 3 + half), rel=1e-6)
     assert figure.cell(1, 2) == f"3.00 [{3 - half:.2f}, {3 + half:.2f}]"
     assert all(map(math.isnan, Figure([1.0], 1).interval))
+    assert Figure([-0.001, -0.002], 2).cell(1, 2) == "0.00 ± 0.00"
 
 
 def test_tables_have_means_deviations_and_paired_differences():
