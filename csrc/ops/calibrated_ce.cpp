@@ -17,7 +17,7 @@
 #include "common/vmap.h"
 #include "ops/calibrated_ce_backward.h"
 #include "ops/calibrated_ce_second_derivative.h"
-#include "ops/saved_gradient.h"
+#include "ops/loss_nodes.h"
 
 namespace fedkern {
 
@@ -79,13 +79,16 @@ std::tuple<Tensor, Tensor> calibrated_ce_forward_meta(
           compute_gradient ? at::empty_like(input) : at::empty({0}, input.options())};
 }
 
-// ---- autograd: hand-written nodes, since they cost least and all of torch.func sees them --------
+// ---- autograd ----------------------------------------------------------------------------------
 
 namespace ag = torch::autograd;
 
-// A call's arguments, kept for its derivatives.
+// A call's arguments, kept for its derivatives: see loss_nodes.h.
 class SavedCall {
  public:
+  using Call = CalibratedCECall;
+  static constexpr const char* kName = "CalibratedCE";
+
   SavedCall() = default;
 
   explicit SavedCall(CalibratedCECall call)
@@ -99,7 +102,6 @@ class SavedCall {
         Tensor();
   }
 
-  // What the first derivative needs. The input is not looked at: it may have been overwritten.
   Tensor target() const { return target_.unpack(); }
   int64_t ignore_index() const { return rest_.ignore_index; }
   bool grouped() const { return rest_.grouped; }
@@ -120,66 +122,13 @@ class SavedCall {
     }
   }
 
+  static Tensor second_derivative(const Tensor& v, const CalibratedCECall& call) {
+    return calibrated_ce_second_derivative(v, call);
+  }
+
  private:
   ag::SavedVariable input_, target_, weight_, class_counts_, logit_adjustment_;
   CalibratedCECall rest_;
-};
-
-// Of the gradient, which calibrated_ce_forward returns beside the loss.
-struct CalibratedCEGradientBackward : ag::Node {
-  SavedCall call_;
-
-  std::string name() const override { return "CalibratedCEGradientBackward"; }
-
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    call_.release();
-  }
-
-  ag::variable_list apply(ag::variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (!grads[0].defined() || !task_should_compute_output(0)) return {Tensor()};
-    return {calibrated_ce_second_derivative(grads[0], call_.unpack())};
-  }
-};
-
-// The gradient as a function of the input, whose edge is `input`.
-Tensor with_history(const Tensor& gradient, CalibratedCECall call, ag::Edge input) {
-  // Not detach(): under nested transforms that would cut the outer ones' histories, too.
-  Tensor result = gradient.tensor_data();
-  auto node = make_node<CalibratedCEGradientBackward>();
-  node->add_next_edge(std::move(input));
-  node->call_ = SavedCall(std::move(call));
-  ag::set_history(result, node);
-  return result;
-}
-
-// Of the loss.
-struct CalibratedCEBackward : ag::Node {
-  ag::SavedVariable gradient_;
-  SavedCall call_;
-
-  std::string name() const override { return "CalibratedCEBackward"; }
-
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    gradient_.reset_data();
-    call_.release();
-  }
-
-  ag::variable_list apply(ag::variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const Tensor& grad_loss = grads[0];
-    if (!grad_loss.defined() || !task_should_compute_output(0)) return {Tensor()};
-    Tensor gradient = gradient_.unpack();
-    const Tensor target = call_.target();
-    if (c10::GradMode::is_enabled()) {
-      gradient = with_history(gradient, call_.unpack(), next_edge(0));
-      return {call_backward(grad_loss, gradient, target, call_.ignore_index(), call_.grouped())};
-    }
-    return {send_back(gradient_, std::move(gradient), grad_loss, target, call_.ignore_index(),
-                      call_.grouped())};
-  }
 };
 
 std::tuple<Tensor, Tensor> forward_with_history(
@@ -217,12 +166,7 @@ std::tuple<Tensor, Tensor> forward_with_history(
                               ignore_index,
                               label_smoothing,
                               grouped};
-  auto node = make_node<CalibratedCEBackward>();
-  node->set_next_edges(ag::collect_next_edges(input));
-  node->gradient_ = ag::SavedVariable(gradient, /*is_output=*/false);
-  node->call_ = SavedCall(call);
-  if (return_gradient) gradient = with_history(gradient, call, node->next_edge(0));
-  ag::set_history(loss, node);
+  set_histories<SavedCall>(input, call, loss, gradient, return_gradient);
   return {loss, gradient};
 }
 

@@ -19,7 +19,7 @@
 #include "common/autocast.h"
 #include "common/autograd_node.h"
 #include "common/vmap.h"
-#include "ops/saved_gradient.h"
+#include "ops/loss_nodes.h"
 
 namespace fedkern {
 
@@ -70,12 +70,13 @@ std::tuple<Tensor, Tensor> not_true_distillation_forward_meta(const Tensor& inpu
           compute_gradient ? at::empty_like(input) : at::empty({0}, input.options())};
 }
 
-// ---- autograd: hand-written nodes, as calibrated_ce's ------------------------------------------
+// ---- autograd ----------------------------------------------------------------------------------
 
 namespace ag = torch::autograd;
 
-// What the derivatives need of a call beside its tensors.
-struct NotTrueOptions {
+// What the derivatives need of a call.
+struct NotTrueCall {
+  Tensor input, target;
   double tau;
   int64_t ignore_index;
   Reduction reduction;
@@ -88,12 +89,12 @@ struct NotTrueOptions {
 //   f p_j (v_j - sum_c p_c v_c), j != y
 //
 // where the first derivative's tau and the 1 / tau of p's cancel. The teacher's q is in neither.
-Tensor second_derivative(const Tensor& v, const Tensor& input, const Tensor& target,
-                         const NotTrueOptions& options) {
-  const int64_t dim = class_dim(input, options.grouped);
+Tensor second_derivative(const Tensor& v, const NotTrueCall& call) {
+  const Tensor& input = call.input;
+  const int64_t dim = class_dim(input, call.grouped);
   const auto dtype = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const Tensor labels = target.to(at::kLong).unsqueeze(dim);
-  const Tensor counts = labels.ne(options.ignore_index);  // whether a row counts
+  const Tensor labels = call.target.to(at::kLong).unsqueeze(dim);
+  const Tensor counts = labels.ne(call.ignore_index);  // whether a row counts
   c10::SymDimVector shape(input.dim(), 1);
   shape[dim] = input.sym_size(dim);
   const Tensor classes =
@@ -101,96 +102,54 @@ Tensor second_derivative(const Tensor& v, const Tensor& input, const Tensor& tar
   const Tensor is_true = labels.eq(classes);
 
   const Tensor logits =
-      at::where(is_true, -std::numeric_limits<double>::infinity(), input.to(dtype) / options.tau);
+      at::where(is_true, -std::numeric_limits<double>::infinity(), input.to(dtype) / call.tau);
   const Tensor p = at::where(is_true, 0, at::softmax(logits, dim));
   Tensor product = p * (v - (p * v).sum(dim, /*keepdim=*/true));
-  if (options.reduction == Reduction::kMean) {
-    const Tensor rows = counts.flatten(options.grouped).sum(-1);
+  if (call.reduction == Reduction::kMean) {
+    const Tensor rows = counts.flatten(call.grouped).sum(-1);
     c10::SymDimVector of_groups(input.dim(), 1);
-    if (options.grouped) of_groups[0] = input.sym_size(0);
+    if (call.grouped) of_groups[0] = input.sym_size(0);
     product = product / rows.reshape_symint(of_groups);
   }
   return at::where(counts, product, 0).to(input.scalar_type());
 }
 
-// What both nodes keep.
+// A call, kept for its derivatives: see loss_nodes.h.
 class SavedCall {
  public:
-  SavedCall() = default;
-  SavedCall(const Tensor& input, const Tensor& target, const NotTrueOptions& options)
-      : options(options), input_(input, /*is_output=*/false), target_(target, false) {}
+  using Call = NotTrueCall;
+  static constexpr const char* kName = "NotTrueDistillation";
 
-  Tensor input() const { return input_.unpack(); }
+  SavedCall() = default;
+
+  explicit SavedCall(NotTrueCall call)
+      : input_(call.input, /*is_output=*/false), target_(call.target, false), rest_(call) {
+    rest_.input = rest_.target = Tensor();
+  }
+
   Tensor target() const { return target_.unpack(); }
+  int64_t ignore_index() const { return rest_.ignore_index; }
+  bool grouped() const { return rest_.grouped; }
+
+  NotTrueCall unpack() const {
+    NotTrueCall call = rest_;
+    call.input = input_.unpack();
+    call.target = target_.unpack();
+    return call;
+  }
 
   void release() {
     input_.reset_data();
     target_.reset_data();
   }
 
-  NotTrueOptions options{};
+  static Tensor second_derivative(const Tensor& v, const NotTrueCall& call) {
+    return fedkern::second_derivative(v, call);
+  }
 
  private:
   ag::SavedVariable input_, target_;
-};
-
-// Of the gradient, which not_true_distillation_forward returns beside the loss.
-struct NotTrueDistillationGradientBackward : ag::Node {
-  SavedCall call_;
-
-  std::string name() const override { return "NotTrueDistillationGradientBackward"; }
-
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    call_.release();
-  }
-
-  ag::variable_list apply(ag::variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (!grads[0].defined() || !task_should_compute_output(0)) return {Tensor()};
-    return {second_derivative(grads[0], call_.input(), call_.target(), call_.options)};
-  }
-};
-
-// The gradient as a function of the input, whose edge is `edge`.
-Tensor with_history(const Tensor& gradient, const Tensor& input, const Tensor& target,
-                    const NotTrueOptions& options, ag::Edge edge) {
-  // Not detach(): under nested transforms that would cut the outer ones' histories, too.
-  Tensor result = gradient.tensor_data();
-  auto node = make_node<NotTrueDistillationGradientBackward>();
-  node->add_next_edge(std::move(edge));
-  node->call_ = SavedCall(input, target, options);
-  ag::set_history(result, node);
-  return result;
-}
-
-// Of the loss.
-struct NotTrueDistillationBackward : ag::Node {
-  ag::SavedVariable gradient_;
-  SavedCall call_;
-
-  std::string name() const override { return "NotTrueDistillationBackward"; }
-
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    gradient_.reset_data();
-    call_.release();
-  }
-
-  ag::variable_list apply(ag::variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const Tensor& grad_loss = grads[0];
-    if (!grad_loss.defined() || !task_should_compute_output(0)) return {Tensor()};
-    const NotTrueOptions& options = call_.options;
-    Tensor gradient = gradient_.unpack();
-    const Tensor target = call_.target();
-    if (c10::GradMode::is_enabled()) {
-      gradient = with_history(gradient, call_.input(), target, options, next_edge(0));
-      return {call_backward(grad_loss, gradient, target, options.ignore_index, options.grouped)};
-    }
-    return {send_back(gradient_, std::move(gradient), grad_loss, target, options.ignore_index,
-                      options.grouped)};
-  }
+  NotTrueCall rest_{};
 };
 
 std::tuple<Tensor, Tensor> forward_with_history(const Tensor& input, const Tensor& teacher,
@@ -215,16 +174,10 @@ std::tuple<Tensor, Tensor> forward_with_history(const Tensor& input, const Tenso
   }
   if (!requires_grad) return {loss, gradient};
 
-  const NotTrueOptions options{tau, ignore_index,
-                               parse_reduction("not_true_distillation", reduction), grouped};
-  auto node = make_node<NotTrueDistillationBackward>();
-  node->set_next_edges(ag::collect_next_edges(input));
-  node->gradient_ = ag::SavedVariable(gradient, /*is_output=*/false);
-  node->call_ = SavedCall(input, target, options);
-  if (return_gradient) {
-    gradient = with_history(gradient, input, target, options, node->next_edge(0));
-  }
-  ag::set_history(loss, node);
+  const NotTrueCall call{
+      input,  target, tau, ignore_index, parse_reduction("not_true_distillation", reduction),
+      grouped};
+  set_histories<SavedCall>(input, call, loss, gradient, return_gradient);
   return {loss, gradient};
 }
 
