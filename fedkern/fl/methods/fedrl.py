@@ -33,6 +33,7 @@ from ..training import LocalWork
 from .fedavg import FedAvg
 
 WEIGHTS = "class weights"  # in a client's state: of this round, [C]
+LARGEST = 5000.0  # ratio
 SAMPLES = "auxiliary samples"  # in the server's state: their positions in the training data
 
 
@@ -126,8 +127,5 @@ def ratios(gradients: Tensor) -> Tensor:
     sums = belongs.to(gradients.dtype) @ gradients.T  # A, [i, c]
     own = sums.diagonal()
     others = sums.sum(1) - own
-    return (
-        ((len(sums) - 1) * (own / others).abs())
-        .nan_to_num(nan=10.0, posinf=5000.0)
-        .clamp(max=5000.0)
-    )
+    found = (len(sums) - 1) * (own / others).abs()
+    return found.nan_to_num(nan=10.0, posinf=LARGEST).clamp(max=LARGEST)
