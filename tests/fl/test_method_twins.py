@@ -502,6 +502,27 @@ def test_what_clients_keep_survives_rounds_that_they_sit_out(blobs64, text, key)
     assert 2 < len(kept) <= 6
 
 
+@pytest.mark.parametrize("text", ["fedper", "fedrod"])
+def test_own_models_are_evaluated_with_what_the_client_has(blobs64, text):
+    (method,) = fl.build_methods([text]).values()
+    clients, model = clients_of(blobs64), network()
+    *_, last = fl.simulate(method, model, clients, CONFIG)
+    shared = [p.detach() for p in model.parameters()]
+    for client in clients:
+        x = blobs64.x_test[client.test_indices]
+        if PRIVATE in client.state:
+            weight, bias = client.state[PRIVATE].split([5 * CLASSES, CLASSES])
+            own = features(shared, x) @ weight.view(CLASSES, 5).T + bias
+        else:
+            own = torch.zeros(len(x), CLASSES) if text == "fedrod" else logits(shared, x)
+        if text == "fedrod":
+            generic = [*shared[:2], *(p[:CLASSES] for p in shared[2:])]
+            own = own + logits(generic, x)
+        expected = F.cross_entropy(own, blobs64.y_test[client.test_indices]).item()
+        found = last.personal_on_local.cross_entropies[client.number].item()
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
 def test_fedrod_is_the_global_model_for_a_client_that_comes_late(blobs64):
     config = replace(CONFIG, rounds=1, clients_per_round=1)
     clients = clients_of(blobs64)
