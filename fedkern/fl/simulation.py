@@ -130,8 +130,8 @@ def sample_clients(clients: int, config: RunConfig, number: int) -> list[int]:
 def _updates(method: Method, server: Server, before: State, config: RunConfig) -> Iterator[Update]:
     """Trains the active clients from the global state; what they keep is put in their states."""
     private = server.private
+    jobs = []
     for works in zip(*map(method.local_work, server.active), strict=True):
-        jobs = []
         for client, work in zip(server.active, works, strict=True):
             start = State(before.values, client.state.get(BUFFERS, before.buffers))
             if work.keeps is not None:
@@ -139,17 +139,17 @@ def _updates(method: Method, server: Server, before: State, config: RunConfig) -
             elif PRIVATE in client.state:
                 start = start._replace(values=_with_private(before.values, server, client))
             jobs.append(server.job(client, work, start))
-        for job, trained in zip(jobs, server.train(jobs, before.values), strict=True):
-            client, state = job.client, trained.state
-            if job.work.keeps is not None:
-                client.state[job.work.keeps] = state.copy()
-                continue
-            if config.buffers == "local":
-                client.state[BUFFERS] = state.copy().buffers
-            if private is not None:  # the server sees what it has sent
-                client.state[PRIVATE] = state.values[private]
-                state.values[private] = before.values[private]
-            yield Update(state, len(client), trained.train_loss)
+    for job, trained in zip(jobs, server.train(jobs, before.values), strict=True):
+        client, state = job.client, trained.state
+        if job.work.keeps is not None:
+            client.state[job.work.keeps] = state.copy()
+            continue
+        if config.buffers == "local":
+            client.state[BUFFERS] = state.copy().buffers
+        if private is not None:  # the server sees what it has sent
+            client.state[PRIVATE] = state.values[private]
+            state.values[private] = before.values[private]
+        yield Update(state, len(client), trained.train_loss)
 
 
 def _with_private(values: Tensor, server: Server, client: Client) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ from .config import RunConfig
 from .data import Dataset
 from .errors import ConfigError
 from .flat import FlatModel, State
+from .losses import Loss
 from .reading import Reader, sent
-from .training import Job, LocalWork, Plan, Trained, sgd_for, start_training
+from .training import Job, Plan, Trained, sgd_for, start_training
 
 IGNORED = -100  # the target of a sample that counts for nothing
 
@@ -53,10 +55,12 @@ class VmapEngine:
                 )
 
     def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
-        """See `Engine`. More jobs than a round has clients are trained in parts of that size."""
+        """See `Engine`. Each kind of work is trained in parts of a round's clients."""
         size = self._config.clients_per_round
-        for first in range(0, len(jobs), size):
-            yield from self._train(jobs[first : first + size], anchor)
+        for _, alike in groupby(jobs, key=_kind):
+            part = list(alike)
+            for first in range(0, len(part), size):
+                yield from self._train(part[first : first + size], anchor)
 
     def _train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
         plan = _Plans(jobs, self.model, self._dataset, self._config)
@@ -72,7 +76,7 @@ class VmapEngine:
 
     def _stack_for(self, jobs: Sequence[Job], plan: _Plans) -> _Stack:
         """A stack for each kind of work: the shared models of a round, and the clients' own."""
-        stack = next((s for s in self._stacks if s.serves(jobs[0].work)), None)
+        stack = next((s for s in self._stacks if s.serves(jobs[0])), None)
         if stack is None or not stack.fits(jobs, plan):
             if stack is not None:
                 self._stacks.remove(stack)
@@ -144,6 +148,7 @@ class _Stack:
         plan: _Plans,
     ) -> None:
         self._model, self._config, self._work = model, config, jobs[0].work
+        self._kind = _kind(jobs[0])
         layout, k = model.layout, len(jobs)
         self._values = model.values.new_empty(k, layout.num_values)
         self._gradients = model.values.new_zeros(k, layout.num_gradients)
@@ -175,9 +180,9 @@ class _Stack:
         if model.values.is_cuda:
             self._capture(jobs, plan, self._anchor)
 
-    def serves(self, work: LocalWork) -> bool:
+    def serves(self, job: Job) -> bool:
         """Whether it is this kind of work; clients and their subregions may be others."""
-        return (work.loss, work.pull) == (self._work.loss, self._work.pull)
+        return _kind(job) == self._kind
 
     def fits(self, jobs: Sequence[Job], plan: _Plans) -> bool:
         """Whether these jobs have its size: as many, in no more steps."""
@@ -295,6 +300,11 @@ class _Stack:
             warnings.warn(f"engine: vmap runs without a CUDA graph: {reason}", stacklevel=2)
         else:
             self._graph = graph
+
+
+def _kind(job: Job) -> tuple[Loss, float, str | None]:
+    """What jobs have in common that are trained as one batch."""
+    return job.work.loss, job.work.pull, job.work.keeps
 
 
 def _constants(jobs: Sequence[Job]) -> list[Tensor]:
