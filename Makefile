@@ -58,7 +58,7 @@ compare-all: $(VENV)/installed  ## Compare all methods on the embedded digits, t
 ALPHAS ?= 0.1 0.5
 compare-mnist: $(VENV)/installed  ## The same on MNIST, in DATA if it is given: alpha 0.1 and 0.5, five seeds
 	for alpha in $(ALPHAS); do \
-	  $(BIN)/fedkern compare $(METHODS) --dataset mnist --alpha $$alpha --tau 50 --seeds 5 --eval-every 7 \
+	  $(BIN)/fedkern compare $(METHODS) --dataset mnist --alpha $$alpha --tau 50 --seeds 5 --eval-every 5 \
 	    $(if $(DATA),--data-root $(DATA) --download) --overwrite --out runs/compare-mnist/alpha-$$alpha || exit; \
 	done
 
