@@ -34,18 +34,13 @@ Out = Annotated[
     Path | None, typer.Option(help="folder of the results (default runs/DATASET-METHODS-TIME)")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace a run that lies there")]
-Loss = Annotated[
-    str | None,
-    typer.Option(help=f"what clients minimise: {', '.join(fl.LOSSES)} (default: the method's own)"),
-]
-ServerOptimizer = Annotated[
-    str | None,
-    typer.Option(
-        help=f"what the server does with the clients' mean: {', '.join(fl.SERVER_OPTIMIZERS)} "
-        "(default avg)"
-    ),
-]
 Seeds = Annotated[int, typer.Option(help="how many seeds, from --seed upwards")]
+
+
+_PART_HELP = {
+    "loss": "what clients minimise, by default the method's own",
+    "server_optimizer": "what the server does with the clients' mean, by default avg",
+}
 
 
 def _with_settings(command: Command) -> Command:
@@ -62,20 +57,21 @@ def _with_settings(command: Command) -> Command:
             options.setdefault(field.name, (field, hints[field.name]))
     signature = inspect.signature(command, eval_str=True)
     parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+
+    def add(name: str, kind: Any, option: Any) -> None:
+        annotation = Annotated[kind | None, option]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, keyword, default=None, annotation=annotation))
+
     for name, (field, kind) in options.items():
         flags = (f"--{name.replace('_', '-')}",)  # spelled out: no --no-download
         default = (
             "" if kind is bool or field.default in (None, "") else f" (default {field.default})"
         )
         option = typer.Option(*flags, help=field.metadata["help"] + default)
-        parameters.append(
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=Annotated[kind | None, option],
-            )
-        )
+        add(name, kind, option)
+    for part, kinds in PARTS.items():
+        add(part, str, typer.Option(help=f"{_PART_HELP[part]}: {', '.join(kinds)}"))
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
@@ -88,13 +84,11 @@ def run(
     seeds: Seeds = 1,
     out: Out = None,
     overwrite: Overwrite = False,
-    loss: Loss = None,
-    server_optimizer: ServerOptimizer = None,
     **settings: Any,
 ) -> None:
     """Runs one method. The defaults shown are those of digits; other data sets have their own."""
     with _user_errors():
-        _run_experiment([method], seeds, out, overwrite, _given(loss, server_optimizer, settings))
+        _run_experiment([method], seeds, out, overwrite, settings)
 
 
 @app.command()
@@ -104,8 +98,6 @@ def compare(
     seeds: Seeds = 3,
     out: Out = None,
     overwrite: Overwrite = False,
-    loss: Loss = None,
-    server_optimizer: ServerOptimizer = None,
     **settings: Any,
 ) -> None:
     """Runs several methods on the same partitions, initial models, sampled clients and batches.
@@ -113,7 +105,7 @@ def compare(
     A method may have options of its own: 'floco --loss calibrated_ce'.
     """
     with _user_errors():
-        _run_experiment(methods, seeds, out, overwrite, _given(loss, server_optimizer, settings))
+        _run_experiment(methods, seeds, out, overwrite, settings)
 
 
 @app.command()
@@ -180,12 +172,6 @@ def _user_errors() -> Iterator[None]:
     except KeyboardInterrupt as error:
         typer.echo("fedkern: interrupted", err=True)
         raise typer.Exit(130) from error
-
-
-def _given(
-    loss: str | None, server_optimizer: str | None, settings: dict[str, Any]
-) -> dict[str, Any]:
-    return {"loss": loss, "server_optimizer": server_optimizer, **settings}
 
 
 def _run_experiment(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 
 from .augment import parse_augment
 from .data import DATASETS
-from .errors import ConfigError, unknown_name
+from .errors import ConfigError, check_not_negative, check_positive, unknown_name
 from .models import MODELS
 from .partition import PARTITIONS
 
@@ -101,13 +100,9 @@ class RunConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: wanted a number in [0, 1], got {getattr(self, name)}")
         for name in ("alpha", "lr"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"{name}: wanted a finite number > 0, got {value}")
+            check_positive(name, getattr(self, name))
         for name in ("momentum", "weight_decay"):
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise ConfigError(f"{name}: wanted a finite number >= 0, got {value}")
+            check_not_negative(name, getattr(self, name))
         if not self.clip > 0:
             raise ConfigError(f"clip: wanted a number > 0 (inf for no clipping), got {self.clip}")
         if self.clients_per_round > self.clients:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -19,6 +20,18 @@ class RunError(RuntimeError):
 
 class NonFiniteModelError(RunError):
     """The global model holds nan or infinity after an aggregation."""
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Refuses what is not a finite number >= 0."""
+    if not (value >= 0 and math.isfinite(value)):
+        raise ConfigError(f"{name}: wanted a finite number >= 0, got {value}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuses what is not a finite number > 0."""
+    if not (value > 0 and math.isfinite(value)):
+        raise ConfigError(f"{name}: wanted a finite number > 0, got {value}")
 
 
 def unknown_name(argument: str, name: str, known: Iterable[str]) -> ConfigError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, cast
 
@@ -14,7 +13,7 @@ from fedkern import _library
 
 from .client import Client
 from .config import setting
-from .errors import ConfigError, unknown_name
+from .errors import check_not_negative, unknown_name
 
 CALIBRATIONS = ("label", "gradient")
 COUNTS = ("batch", "client")
@@ -156,12 +155,6 @@ class FedLCLoss(LogitAdjusted):
             return torch.zeros_like(class_counts, dtype=torch.float64)
         adjustment: Tensor = -self.lc_tau * class_counts.double() ** -0.25
         return adjustment
-
-
-def check_not_negative(name: str, value: float) -> None:
-    """Refuses what is not a finite number >= 0."""
-    if not (value >= 0 and math.isfinite(value)):
-        raise ConfigError(f"{name}: wanted a finite number >= 0, got {value}")
 
 
 def fused_gradient(

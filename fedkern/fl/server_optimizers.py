@@ -14,7 +14,6 @@ mean's. All is computed in float64.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .config import setting
-from .errors import ConfigError
+from .errors import ConfigError, check_positive
 from .flat import State
 
 SERVER_LR_HELP = "learning rate of the server (default avg, avgm: 1; adam, yogi: 0.03)"
@@ -54,7 +53,7 @@ class ServerAverage(ServerOptimizer):
     server_lr: float = setting(1.0, SERVER_LR_HELP)
 
     def __post_init__(self) -> None:
-        _check_rate(self.server_lr)
+        check_positive("server_lr", self.server_lr)
 
     def step(self, before: State, mean: State, memory: Memory) -> State:
         """See `ServerOptimizer`."""
@@ -76,7 +75,7 @@ class ServerMomentum(ServerOptimizer):
     server_momentum: float = setting(0.9, SERVER_MOMENTUM_HELP)
 
     def __post_init__(self) -> None:
-        _check_rate(self.server_lr)
+        check_positive("server_lr", self.server_lr)
         _check_decay("server_momentum", self.server_momentum)
 
     def step(self, before: State, mean: State, memory: Memory) -> State:
@@ -105,11 +104,10 @@ class ServerAdam(ServerOptimizer):
     server_tau: float = setting(1e-3, "tau of adam and yogi on the server; smaller adapts more")
 
     def __post_init__(self) -> None:
-        _check_rate(self.server_lr)
+        check_positive("server_lr", self.server_lr)
         _check_decay("server_momentum", self.server_momentum)
         _check_decay("server_beta2", self.server_beta2)
-        if not (self.server_tau > 0 and math.isfinite(self.server_tau)):
-            raise ConfigError(f"server_tau: wanted a finite number > 0, got {self.server_tau}")
+        check_positive("server_tau", self.server_tau)
 
     def step(self, before: State, mean: State, memory: Memory) -> State:
         """See `ServerOptimizer`; keeps m and v."""
@@ -140,12 +138,6 @@ def _delta(before: State, mean: State) -> Tensor:
 
 def _moved(before: State, mean: State, direction: Tensor, lr: float) -> State:
     return State(before.values.double() + lr * direction, mean.buffers)
-
-
-def _check_rate(value: float) -> None:
-    """Refuses a learning rate that is not a finite number > 0."""
-    if not (value > 0 and math.isfinite(value)):
-        raise ConfigError(f"server_lr: wanted a finite number > 0, got {value}")
 
 
 def _check_decay(name: str, value: float) -> None:

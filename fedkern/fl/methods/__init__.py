@@ -85,8 +85,8 @@ def build_method(name: str, **options: Any) -> Method:
     given = {key: value for key, value in options.items() if value is not None}
 
     def built(kind: type[Any], **more: Any) -> Any:
-        names = [field.name for field in settings_of(kind)]
-        return kind(**{key: given[key] for key in names if key in given}, **more)
+        own = {key: given[key] for key in _option_names(kind) if key in given}
+        return kind(**own, **more)
 
     method: Method = built(owner, **{part: built(kind) for part, kind in parts.items()})
     return method
@@ -117,7 +117,7 @@ def build_methods(texts: Iterable[str], **options: Any) -> dict[str, Method]:
         chosen = {**shared, **own}
         methods[title] = build_method(name, **chosen)
         owner, parts = _types(name, chosen)
-        known = {*parts, *(f.name for kind in (owner, *parts.values()) for f in settings_of(kind))}
+        known = {*parts}.union(*map(_option_names, (owner, *parts.values())))
         _check_known(own, known, name)
         used |= {key for key in known if _suits(key, options.get(key), name)}
     _check_known(options, used, ", ".join(methods))
@@ -139,8 +139,8 @@ def settings_of(owner: type[Any]) -> Iterator[Field[Any]]:
     return (field for field in fields(owner) if "help" in field.metadata)
 
 
-def _name(field: Field[Any]) -> str:
-    return field.name
+def _option_names(owner: type[Any]) -> set[str]:
+    return {field.name for field in settings_of(owner)}
 
 
 def _types(name: str, options: Mapping[str, Any]) -> tuple[type[Any], dict[str, type[Any]]]:
@@ -209,7 +209,7 @@ def _check_known(options: Mapping[str, Any], known: set[str], chosen: str) -> No
             if key == "compat":
                 takers = [name for name, kind in METHODS.items() if value in kind.faults]
             else:
-                takers = [n for n, kind in owners.items() if key in map(_name, settings_of(kind))]
+                takers = [name for name, kind in owners.items() if key in _option_names(kind)]
             raise ConfigError(
                 f"{key}: wanted only with {' or '.join(takers)}, got it with {chosen}"
             )

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..client import Client
 from ..config import setting
-from ..errors import unknown_name
-from ..losses import Loss, check_not_negative
+from ..errors import check_not_negative, unknown_name
+from ..losses import Loss
 from ..server import Server
 from ..training import LocalWork
 from .fedavg import FAULTS_OF_FEDGA, FedAvg

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 from ..client import Client
 from ..config import setting
+from ..errors import check_not_negative
 from ..flat import FlatModel
-from ..losses import check_not_negative
 from ..training import LocalWork
 from .fedavg import WEIGHTING_HELP, FedAvg
 

@@ -18,8 +18,8 @@ from fedkern import _library
 
 from ..client import Client
 from ..config import setting
-from ..errors import ConfigError
-from ..losses import Loss, check_not_negative
+from ..errors import ConfigError, check_not_negative
+from ..losses import Loss
 from ..training import LocalWork
 from .fedavg import FedAvg
 

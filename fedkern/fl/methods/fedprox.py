@@ -16,8 +16,7 @@ from fedkern.nn import endpoint_parameters
 
 from ..client import Client
 from ..config import setting
-from ..errors import ConfigError
-from ..losses import check_not_negative
+from ..errors import ConfigError, check_not_negative
 from ..training import LocalWork
 from .fedavg import FAULTS_OF_FEDGA, FedAvg
 

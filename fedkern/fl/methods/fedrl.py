@@ -24,9 +24,9 @@ import fedkern
 
 from ..client import Client
 from ..config import setting
-from ..errors import ConfigError
+from ..errors import ConfigError, check_not_negative
 from ..heads import last_layer
-from ..losses import CrossEntropy, check_not_negative, fused_gradient
+from ..losses import CrossEntropy, fused_gradient
 from ..reading import Reader
 from ..server import Server
 from ..training import LocalWork

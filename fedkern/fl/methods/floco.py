@@ -21,9 +21,8 @@ from fedkern.simplex import SampleMethod, assign_subregions
 
 from ..client import Client
 from ..config import setting
-from ..errors import ConfigError, RunError
+from ..errors import ConfigError, RunError, check_not_negative
 from ..flat import FlatModel
-from ..losses import check_not_negative
 from ..server import Server
 from ..training import LocalWork
 from .fedavg import WEIGHTING_HELP, FedAvg

@@ -12,9 +12,8 @@ from typing import ClassVar
 
 from ..client import Client
 from ..config import setting
-from ..errors import ConfigError
+from ..errors import ConfigError, check_not_negative
 from ..flat import FlatModel
-from ..losses import check_not_negative
 from ..training import LocalWork
 from .ditto import LAMDA_HELP, PERSONAL, with_personal
 from .floco import FAULTS_OF_FLOCO, Floco
