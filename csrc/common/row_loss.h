@@ -78,7 +78,7 @@ std::tuple<at::Tensor, at::Tensor> allocate_and_run(const at::Tensor& input,
     written = row_layout(gradient, grouped) ? gradient : at::empty(input.sizes(), input.options());
     advise_huge_pages(written);
   }
-  run(row_layout(input, grouped) ? input : input.contiguous(), loss, written);
+  run(with_rows(input, grouped), loss, written);
   if (compute_gradient && !written.is_same(gradient)) gradient.copy_(written);
   return {loss, gradient};
 }

@@ -48,6 +48,11 @@ inline std::optional<RowLayout> row_layout(const at::Tensor& input, bool grouped
   return detail::row_layout(input, grouped, dim > grouped, input.stride(dim), dim + 1);
 }
 
+// The same logits with a layout: a copy where they have none.
+inline at::Tensor with_rows(const at::Tensor& input, bool grouped) {
+  return row_layout(input, grouped) ? input : input.contiguous();
+}
+
 // The elements of a tensor of target's shape, one a row.
 inline std::optional<RowLayout> element_layout(const at::Tensor& t, bool grouped) {
   return detail::row_layout(t, grouped, t.dim() > grouped, 0, grouped + 1);

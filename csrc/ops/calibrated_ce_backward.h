@@ -73,8 +73,7 @@ void run_calibrated_ce_backward(const at::Tensor& grad_loss, const at::Tensor& g
   const at::Tensor to =
       row_layout(result, grouped) ? result : at::empty(result.sizes(), result.options());
   run(grad_loss_layout(grad_loss, target, grouped) ? grad_loss : grad_loss.contiguous(),
-      row_layout(gradient, grouped) ? gradient : gradient.contiguous(),
-      target.to(at::kLong).contiguous(), to);
+      with_rows(gradient, grouped), target.to(at::kLong).contiguous(), to);
   if (!to.is_same(result)) result.copy_(to);
 }
 

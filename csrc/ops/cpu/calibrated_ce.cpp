@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "common/cpu_buffer.h"
+#include "common/labels.h"
 #include "common/switch_dtype.h"
 #include "ops/class_counts.h"
 #include "ops/cpu/calibrated_ce_kernel.h"
@@ -74,11 +75,8 @@ double sum_label_weights(const int64_t* labels, int64_t begin, int64_t end, int6
                          int64_t num_classes, int64_t ignore_index, const T* n, const T* w) {
   double sum = 0;
   for (int64_t i = begin; i < end; ++i) {
+    if (!has_class("calibrated_ce", labels, i, num_classes, ignore_index)) continue;
     const int64_t label = labels[i];
-    if (label == ignore_index) continue;
-    TORCH_CHECK_INDEX(label >= 0 && label < num_classes,
-                      "calibrated_ce: target must hold class indices in [0, ", num_classes,
-                      "), got ", label, " at position ", i);
     TORCH_CHECK_VALUE(n[label] > 0,
                       "calibrated_ce: class_counts must be positive for every class that is a "
                       "label, got 0 for class ",
@@ -101,9 +99,7 @@ void forward(const at::Tensor& input, const at::Tensor& target,
   const int64_t num_groups = grouped ? input.size(0) : 1;
   const int64_t rows = num_groups == 0 ? 0 : target.numel() / num_groups;
   const Blocks blocks(num_groups, rows, num_classes);
-  // to() costs a call through the dispatcher even where it has nothing to do
-  const at::Tensor labels =
-      (target.scalar_type() == at::kLong ? target : target.to(at::kLong)).contiguous();
+  const at::Tensor labels = contiguous_labels(target);
   const int64_t* const label_data = labels.const_data_ptr<int64_t>();
 
   // Class counts: the given ones, or each group's histogram.

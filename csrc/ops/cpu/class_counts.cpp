@@ -8,25 +8,22 @@
 #include <mutex>
 #include <vector>
 
+#include "common/labels.h"
+
 namespace fedkern {
 namespace {
 
 void count_range(const char* op, const int64_t* labels, int64_t begin, int64_t end,
                  int64_t num_classes, int64_t ignore_index, int64_t* counts) {
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t label = labels[i];
-    if (label == ignore_index) continue;
-    TORCH_CHECK_INDEX(label >= 0 && label < num_classes, op,
-                      ": target must hold class indices in [0, ", num_classes, "), got ", label,
-                      " at position ", i);
-    ++counts[label];
+    if (has_class(op, labels, i, num_classes, ignore_index)) ++counts[labels[i]];
   }
 }
 
 at::Tensor class_counts_cpu(const at::Tensor& target, int64_t num_classes, int64_t ignore_index,
                             bool grouped) {
   check_class_counts(target, num_classes, grouped);
-  const at::Tensor labels = target.to(at::kLong).contiguous();
+  const at::Tensor labels = contiguous_labels(target);
   const int64_t groups = grouped ? target.size(0) : 1;
   at::Tensor counts = at::zeros({groups, num_classes}, labels.options());
   for (int64_t g = 0; g < groups; ++g) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "common/cpu_buffer.h"
+#include "common/labels.h"
 #include "ops/cpu/not_true_distillation_kernel.h"
 #include "ops/cpu/row_blocks.h"
 
@@ -16,11 +17,7 @@ double count_rows(const int64_t* labels, int64_t begin, int64_t end, int64_t num
                   int64_t ignore_index) {
   int64_t count = 0;
   for (int64_t i = begin; i < end; ++i) {
-    if (labels[i] == ignore_index) continue;
-    TORCH_CHECK_INDEX(labels[i] >= 0 && labels[i] < num_classes,
-                      "not_true_distillation: target must hold class indices in [0, ", num_classes,
-                      "), got ", labels[i], " at position ", i);
-    ++count;
+    count += has_class("not_true_distillation", labels, i, num_classes, ignore_index);
   }
   return static_cast<double>(count);
 }
@@ -34,9 +31,7 @@ void forward(const at::Tensor& input, const at::Tensor& teacher, const at::Tenso
   const int64_t num_groups = grouped ? input.size(0) : 1;
   const int64_t rows = num_groups == 0 ? 0 : target.numel() / num_groups;
   const Blocks blocks(num_groups, rows, num_classes);
-  // to() costs a call through the dispatcher even where it has nothing to do
-  const at::Tensor labels =
-      (target.scalar_type() == at::kLong ? target : target.to(at::kLong)).contiguous();
+  const at::Tensor labels = contiguous_labels(target);
   const int64_t* const label_data = labels.const_data_ptr<int64_t>();
 
   CpuBuffer<double, 16> denominators(num_groups), losses(num_groups);
@@ -78,7 +73,7 @@ std::tuple<at::Tensor, at::Tensor> not_true_distillation_forward(
     int64_t ignore_index, c10::string_view reduction, bool grouped, bool compute_gradient) {
   const auto parsed = check_not_true_distillation(input, teacher, target, tau, reduction, grouped);
   const auto run = [&](const at::Tensor& student, at::Tensor& loss, at::Tensor& gradient) {
-    const at::Tensor constant = row_layout(teacher, grouped) ? teacher : teacher.contiguous();
+    const at::Tensor constant = with_rows(teacher, grouped);
     switch_dtype(input.scalar_type(), [&](auto zero) {
       forward<decltype(zero)>(student, constant, target, tau, ignore_index, parsed, grouped, loss,
                               gradient);

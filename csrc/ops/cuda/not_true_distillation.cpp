@@ -49,7 +49,7 @@ std::tuple<at::Tensor, at::Tensor> not_true_distillation_forward(
   const auto parsed = check_not_true_distillation(input, teacher, target, tau, reduction, grouped);
   const c10::cuda::CUDAGuard guard(input.device());
   const auto run = [&](const at::Tensor& student, at::Tensor& loss, at::Tensor& gradient) {
-    const at::Tensor constant = row_layout(teacher, grouped) ? teacher : teacher.contiguous();
+    const at::Tensor constant = with_rows(teacher, grouped);
     switch_dtype(input.scalar_type(), [&](auto zero) {
       forward<decltype(zero)>(student, constant, target, tau, ignore_index, parsed, grouped, loss,
                               gradient);
