@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+# What kernels compute with; float64 first, which is as good as the truth.
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
 
 def assert_as_accurate(kernel: Tensor, naive: Tensor, truth: Tensor, what: str) -> None:
     """The kernel may err 1.5 times as much as plain PyTorch in its dtype, and 2 ulp more."""

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import assert_as_accurate
-from calibrated_ce_problems import (
+from accuracy import DTYPES, assert_as_accurate
+from cpu_capabilities import CAPABILITIES, expected_capability, run_tests_with
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loss_problems import (
     Arguments,
     classes_of,
     every_argument,
@@ -22,16 +25,11 @@ from calibrated_ce_problems import (
     make_weight,
     value_and_gradient,
 )
-from cpu_capabilities import CAPABILITIES, expected_capability, run_tests_with
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
 import fedkern
 from fedkern import reference
-
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 # [C]; one of everything; less than a vector; a vector, and one more; rows for two blocks of work;
 # long rows, with a tail; positions; positions and channels-last; more positions than a tile of 16.

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from calibrated_ce_problems import (
+from device_calls import DeviceCalls
+from loss_problems import (
     Arguments,
     every_argument,
     generator,
@@ -18,9 +19,9 @@ from calibrated_ce_problems import (
     make_logits,
     make_target,
     make_weight,
+    three_derivatives,
     value_and_gradient,
 )
-from device_calls import DeviceCalls
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, hessian, jacrev, jvp, vmap
 from torch.nn import functional as F
@@ -144,18 +145,10 @@ def test_derivatives_up_to_the_third(shape: tuple[int, ...]) -> None:
     """By the logits and by the upstream gradient."""
     target = make_target(shape)
     for arguments in every_argument(5):
-        results = []
-        for loss_function in (fedkern.calibrated_ce, reference.calibrated_ce):
-            logits = make_logits(shape).requires_grad_()
-            loss = loss_function(logits, target, **arguments)
-            random = generator(4)
-            upstream = torch.randn(loss.shape, dtype=torch.float64, generator=random)
-            upstream.requires_grad_()
-            (first,) = torch.autograd.grad(loss, logits, upstream, create_graph=True)
-            v = torch.randn(shape, dtype=torch.float64, generator=random)
-            second = torch.autograd.grad(first, (logits, upstream), v, create_graph=True)
-            (third,) = torch.autograd.grad(sum(s.square().sum() for s in second), logits)
-            results.append((first, *second, third))
+        results = [
+            three_derivatives(loss_function, make_logits(shape), target, arguments)
+            for loss_function in (fedkern.calibrated_ce, reference.calibrated_ce)
+        ]
         if any(bool(t.isnan().any()) for t in results[1]):  # a mean over nothing
             continue
         torch.testing.assert_close(*results)

@@ -5,8 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import assert_as_accurate
-from calibrated_ce_problems import (
+from accuracy import DTYPES, assert_as_accurate
+from cpu_capabilities import CAPABILITIES, run_tests_with
+from device_calls import DeviceCalls
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loss_problems import (
     Arguments,
     classes_of,
     generator,
@@ -16,17 +20,11 @@ from calibrated_ce_problems import (
     make_weight,
     value_and_gradient,
 )
-from cpu_capabilities import CAPABILITIES, run_tests_with
-from device_calls import DeviceCalls
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
 
 import fedkern
-
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 # [C]; one of everything; less than a vector; a vector, and one more; rows for two blocks of work;
 # long rows: of a tile of several, of one of its own, with tails; positions; positions and

@@ -6,22 +6,27 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import loss_problems
 import pytest
 import torch
-from accuracy import assert_as_accurate
-from calibrated_ce_problems import classes_of, generator, make_logits, make_target
+from accuracy import DTYPES, assert_as_accurate
 from cpu_capabilities import CAPABILITIES, expected_capability, run_tests_with
 from device_calls import DeviceCalls
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_problems import (
+    Arguments,
+    classes_of,
+    generator,
+    make_logits,
+    make_target,
+    three_derivatives,
+)
 from torch import Tensor
 from torch.func import grad, jacrev, jvp, vmap
 
 import fedkern
 from fedkern import reference
-
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-Arguments = dict[str, Any]
 
 # [C]; no other class, one, two; a vector, and one more; rows for two blocks of work; what one lane,
 # a warp and a block hold; rows of several parts; positions, few and many.
@@ -48,16 +53,19 @@ def make_teacher(shape: tuple[int, ...], seed: int = 5) -> Tensor:
     return make_logits(shape, seed=seed - 5) + make_logits(shape, scale=1.0, seed=seed + 100)
 
 
+def with_teacher(module: Any, teacher: Tensor) -> Any:
+    """A module's loss as a function of student and target."""
+    return lambda student, target, **arguments: module.not_true_distillation(
+        student, teacher, target, **arguments
+    )
+
+
 def value_and_gradient(
     module: Any, student: Tensor, teacher: Tensor, target: Tensor, arguments: Arguments
 ) -> tuple[Tensor, Tensor]:
     """The loss and its gradient for a random upstream gradient, the same for each module."""
-    student = student.detach().requires_grad_()
-    loss = module.not_true_distillation(student, teacher, target, **arguments)
-    upstream = torch.randn(loss.shape, dtype=torch.float64, generator=generator(4))
-    loss.backward(upstream.to(loss))
-    assert student.grad is not None
-    return loss.detach(), student.grad
+    loss_function = with_teacher(module, teacher)
+    return loss_problems.value_and_gradient(loss_function, student, target, arguments)
 
 
 def problem(
@@ -378,19 +386,12 @@ def test_gradcheck_and_gradgradcheck(shape: tuple[int, ...], reduction: Any, dev
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_derivatives_up_to_the_third(shape: tuple[int, ...], reduction: str) -> None:
     """By the logits and by the upstream gradient."""
-    results = []
-    for module in (fedkern, reference):
-        student, teacher, target = problem(shape)
-        student.requires_grad_()
-        loss = module.not_true_distillation(student, teacher, target, tau=2.0, reduction=reduction)
-        random = generator(4)
-        upstream = torch.randn(loss.shape, dtype=torch.float64, generator=random)
-        upstream.requires_grad_()
-        (first,) = torch.autograd.grad(loss, student, upstream, create_graph=True)
-        v = torch.randn(shape, dtype=torch.float64, generator=random)
-        second = torch.autograd.grad(first, (student, upstream), v, create_graph=True)
-        (third,) = torch.autograd.grad(sum(s.square().sum() for s in second), student)
-        results.append((first, *second, third))
+    student, teacher, target = problem(shape)
+    arguments = {"tau": 2.0, "reduction": reduction}
+    results = [
+        three_derivatives(with_teacher(module, teacher), student, target, arguments)
+        for module in (fedkern, reference)
+    ]
     torch.testing.assert_close(*results)
 
 

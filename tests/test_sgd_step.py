@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import assert_as_accurate
+from accuracy import DTYPES, assert_as_accurate
 from cpu_capabilities import CAPABILITIES, expected_capability, run_tests_with
 from device_calls import DeviceCalls
 from hypothesis import given, settings
@@ -18,7 +18,6 @@ import fedkern
 from fedkern import reference
 from fedkern.optim import sgd_step_
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # One; less than a vector; one more than a CPU's piece (2048); more than two of a GPU's.
 SIZES = [1, 7, 2049, 5000]
 # max_norm, momentum, weight_decay, pull: nothing; each by itself; all. Norms here are about 5.

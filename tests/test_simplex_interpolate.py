@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from accuracy import assert_as_accurate
+from accuracy import DTYPES, assert_as_accurate
 from cpu_capabilities import CAPABILITIES, expected_capability, run_tests_with
 from device_calls import DeviceCalls
 from hypothesis import given, settings
@@ -19,7 +19,6 @@ import fedkern
 from fedkern import reference
 from fedkern.simplex import interpolate
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # A scalar; a vector's tail; one more than the widest tile of registers; a convolution; one more
 # than a piece of a CPU's row (2048) or of a GPU's (512 to 2048); than a piece of a GPU's backward
 # (2048 to 8192).

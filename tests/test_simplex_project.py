@@ -8,7 +8,7 @@ import entmax
 import pytest
 import sparsemax
 import torch
-from accuracy import assert_as_accurate
+from accuracy import DTYPES, assert_as_accurate
 from cpu_capabilities import CAPABILITIES, run_tests_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,8 +18,6 @@ from torch import Tensor
 import fedkern
 from fedkern import reference
 from fedkern.simplex import project
-
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 # One element; two; some more than there are lanes; the last row that is sorted, and the first that
 # is not; a word of the support, and one element more; many words and a tail.

@@ -1,4 +1,4 @@
-"""Logits, labels, counts and weights that the tests of calibrated_ce share."""
+"""Logits, labels, counts, weights and derivatives that the tests of losses share."""
 
 import itertools
 from typing import Any
@@ -49,8 +49,23 @@ def value_and_gradient(
     return loss.detach(), logits.grad
 
 
+def three_derivatives(
+    loss_function: Any, logits: Tensor, target: Tensor, arguments: Arguments
+) -> tuple[Tensor, ...]:
+    """The first, the second (by the logits and by the upstream gradient) and the third."""
+    logits = logits.detach().requires_grad_()
+    loss = loss_function(logits, target, **arguments)
+    random = generator(4)
+    upstream = torch.randn(loss.shape, dtype=torch.float64, generator=random).requires_grad_()
+    (first,) = torch.autograd.grad(loss, logits, upstream, create_graph=True)
+    v = torch.randn(logits.shape, dtype=torch.float64, generator=random)
+    second = torch.autograd.grad(first, (logits, upstream), v, create_graph=True)
+    (third,) = torch.autograd.grad(sum(s.square().sum() for s in second), logits)
+    return (first, *second, third)
+
+
 def every_argument(num_classes: int) -> list[Arguments]:
-    """A grid over all arguments."""
+    """A grid over all arguments of calibrated_ce."""
     return [
         {
             "weight": weight,
