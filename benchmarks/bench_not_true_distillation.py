@@ -30,10 +30,7 @@ COMPILE_FROM = 256 * 1000  # logits: what a smaller step costs is not its arithm
 
 
 def published(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-    log_p = F.log_softmax(_others(student, target) / TAU, dim=1)
-    with torch.no_grad():
-        q = F.softmax(_others(teacher, target) / TAU, dim=1)
-    return TAU**2 * F.kl_div(log_p, q, reduction="batchmean")
+    return _divergence(_others(student, target), _others(teacher, target))
 
 
 def _others(logits: Tensor, target: Tensor) -> Tensor:
@@ -44,15 +41,19 @@ def _others(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def masked(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-    log_p = F.log_softmax(_without(student, target) / TAU, dim=1)
-    with torch.no_grad():
-        q = F.softmax(_without(teacher, target) / TAU, dim=1)
-    return TAU**2 * F.kl_div(log_p, q, reduction="batchmean")
+    return _divergence(_without(student, target), _without(teacher, target))
 
 
 def _without(logits: Tensor, target: Tensor) -> Tensor:
     """The label's logit so low that its q is 0, but finite: 0 * -inf would be nan."""
     return logits.scatter(1, target[:, None], torch.finfo(logits.dtype).min)
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    log_p = F.log_softmax(student / TAU, dim=1)
+    with torch.no_grad():
+        q = F.softmax(teacher / TAU, dim=1)
+    return TAU**2 * F.kl_div(log_p, q, reduction="batchmean")
 
 
 def fused(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from functools import partial
 from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
+from .config import RunConfig
 from .landscape import Landscape
 from .simulation import Round
 
@@ -39,7 +40,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     **{f"personal_on_local_{name}": ("personal_on_local", name) for name in _LOCAL},
 }
 _LAST = 10  # accuracy jumps from round to round under label skew: a mean says more
-TARGET_ACCURACY = 0.85
+TARGET_ACCURACY = RunConfig.target_accuracy
 
 
 @dataclass
