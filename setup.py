@@ -47,5 +47,7 @@ setup(
         "rich>=13",
         "torchmetrics>=1.4",
         "matplotlib>=3.7",
+        "tomli-w>=1",
+        "tomli>=2; python_version < '3.11'",
     ],
 )

@@ -6,10 +6,9 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import Field
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -17,6 +16,7 @@ from rich.table import Table
 
 import fedkern
 from fedkern import fl
+from fedkern.fl import config_file
 from fedkern.fl.experiment import Experiment
 from fedkern.fl.methods import PARTS, describe, settings_of
 from fedkern.fl.report import RunFolder, file_name
@@ -30,13 +30,14 @@ app = typer.Typer(
 )
 
 Command = TypeVar("Command", bound=Callable[..., None])
-Out = Annotated[
-    Path | None, typer.Option(help="folder of the results (default runs/DATASET-METHODS-TIME)")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace a run that lies there")]
-Seeds = Annotated[int, typer.Option(help="how many seeds, from --seed upwards")]
 
-
+# Options of run and compare that are no `setting`.
+_COMMON: dict[str, tuple[type[Any], str]] = {
+    "config": (Path, "TOML file of options (rounds = 100); those given here go before its own"),
+    "seeds": (int, "how many seeds, from --seed upwards (default: run 1, compare 3)"),
+    "out": (Path, "folder of the results (default runs/DATASET-METHODS-TIME)"),
+    "overwrite": (bool, "replace a run that lies there"),
+}
 _PART_HELP = {
     "loss": "what clients minimise, by default the method's own",
     "server_optimizer": "what the server does with the clients' mean, by default avg",
@@ -44,34 +45,28 @@ _PART_HELP = {
 
 
 def _with_settings(command: Command) -> Command:
-    """Gives a command an option for every `setting` of run, methods and parts, as **settings.
+    """Gives a command the common options and one for every `setting` of run, methods and parts.
 
-    The settings are the only place that names and describes the options.
+    It gets them as **settings, None for those not given. The settings are the only place that
+    names and describes theirs.
     """
-    options: dict[str, tuple[Field[Any], Any]] = {}
-    parts = [kind for kinds in PARTS.values() for kind in kinds.values()]
-    owners: list[Any] = [fl.RunConfig, *fl.METHODS.values(), *parts]
-    for owner in owners:
-        hints = get_type_hints(owner)
-        for field in settings_of(owner):  # the first owner's default is the one that is shown
-            options.setdefault(field.name, (field, hints[field.name]))
     signature = inspect.signature(command, eval_str=True)
     parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
 
-    def add(name: str, kind: Any, option: Any) -> None:
-        annotation = Annotated[kind | None, option]
+    def add(name: str, kind: Any, help: str) -> None:
+        annotation = Annotated[kind | None, typer.Option(help=help)]
         keyword = inspect.Parameter.KEYWORD_ONLY
         parameters.append(inspect.Parameter(name, keyword, default=None, annotation=annotation))
 
-    for name, (field, kind) in options.items():
-        flags = (f"--{name.replace('_', '-')}",)  # spelled out: no --no-download
+    for name, (kind, help) in _COMMON.items():
+        add(name, kind, help)
+    for name, (field, kind) in config_file.setting_fields().items():
         default = (
             "" if kind is bool or field.default in (None, "") else f" (default {field.default})"
         )
-        option = typer.Option(*flags, help=field.metadata["help"] + default)
-        add(name, kind, option)
+        add(name, kind, field.metadata["help"] + default)
     for part, kinds in PARTS.items():
-        add(part, str, typer.Option(help=f"{_PART_HELP[part]}: {', '.join(kinds)}"))
+        add(part, str, f"{_PART_HELP[part]}: {', '.join(kinds)}")
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
@@ -80,32 +75,35 @@ def _with_settings(command: Command) -> Command:
 @app.command()
 @_with_settings
 def run(
-    method: Annotated[str, typer.Option(help=f"one of {', '.join(fl.METHODS)}")] = "fedga",
-    seeds: Seeds = 1,
-    out: Out = None,
-    overwrite: Overwrite = False,
+    method: Annotated[
+        str | None, typer.Option(help=f"one of {', '.join(fl.METHODS)} (default fedga)")
+    ] = None,
     **settings: Any,
 ) -> None:
-    """Runs one method. The defaults shown are those of digits; other data sets have their own."""
+    """Runs one method, or what a file says: DIR/config.toml of an earlier run repeats it.
+
+    The defaults shown are those of digits; other data sets have their own.
+    """
+    settings["methods"] = None if method is None else [method]
     with _user_errors():
-        _run_experiment([method], seeds, out, overwrite, settings)
+        _run_experiment({"methods": ["fedga"], "seeds": 1}, settings)
 
 
 @app.command()
 @_with_settings
 def compare(
-    methods: Annotated[list[str], typer.Argument(help=f"from {', '.join(fl.METHODS)}")],
-    seeds: Seeds = 3,
-    out: Out = None,
-    overwrite: Overwrite = False,
+    methods: Annotated[
+        list[str] | None, typer.Argument(help=f"from {', '.join(fl.METHODS)}")
+    ] = None,
     **settings: Any,
 ) -> None:
     """Runs several methods on the same partitions, initial models, sampled clients and batches.
 
     A method may have options of its own: 'floco --loss calibrated_ce'.
     """
+    settings["methods"] = methods or None
     with _user_errors():
-        _run_experiment(methods, seeds, out, overwrite, settings)
+        _run_experiment({"methods": [], "seeds": 3}, settings)
 
 
 @app.command()
@@ -174,15 +172,20 @@ def _user_errors() -> Iterator[None]:
         raise typer.Exit(130) from error
 
 
-def _run_experiment(
-    methods: list[str], seeds: int, out: Path | None, overwrite: bool, settings: dict[str, Any]
-) -> None:
-    """Runs every method under every seed. Nothing is written before everything is checked."""
-    experiment = Experiment.prepare(methods, seeds, settings)
+def _run_experiment(defaults: dict[str, Any], given: dict[str, Any]) -> None:
+    """Runs every method under every seed. Nothing is written before everything is checked.
+
+    Settings are those `given` on the command line, then those of its file, then the `defaults`.
+    """
+    file = given.pop("config")
+    settings = config_file.merge(defaults, config_file.read(file) if file else {}, given)
+    out, overwrite = settings.pop("out", None), settings.pop("overwrite", False)
+    experiment = Experiment.prepare(settings.pop("methods"), settings.pop("seeds"), settings)
     if out is None:
         names = map(file_name, experiment.methods)
         title = "-".join([Path(experiment.config.dataset).stem, *names])
-        out = Path("runs") / f"{title}-{datetime.now():%Y%m%d-%H%M%S}"
+        out = f"runs/{title}-{datetime.now():%Y%m%d-%H%M%S}"
+    out = Path(out)
     console = Console()
     if not console.is_terminal:
         console.width = 200  # a file has room for a table of many methods

@@ -37,6 +37,11 @@ def check_positive(name: str, value: float) -> None:
 def unknown_name(argument: str, name: str, known: Iterable[str]) -> ConfigError:
     """The error for a `name` that is not among the `known` ones; it suggests the nearest."""
     names = sorted(known)
-    nearest = get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    hint = nearest_name(name, names)
     return ConfigError(f"{argument}: wanted one of {', '.join(names)}, got {name!r}{hint}")
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """The end of such a message: which of the `known` names may be meant; empty if none is near."""
+    nearest = get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""

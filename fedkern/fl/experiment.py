@@ -12,6 +12,7 @@ from rich.console import Console
 
 import fedkern
 
+from . import config_file
 from .augment import check_augment
 from .client import make_clients
 from .config import RunConfig
@@ -46,12 +47,14 @@ class Experiment:
         config: of all runs, but for the seed.
         dataset: on the CPU.
         partitions: by seed.
+        options: of the methods, as they were given for all of them.
     """
 
     methods: dict[str, Method]
     config: RunConfig
     dataset: Dataset
     partitions: dict[int, Partition]
+    options: dict[str, Any]
 
     @classmethod
     def prepare(cls, texts: Sequence[str], seeds: int, settings: dict[str, Any]) -> Experiment:
@@ -83,7 +86,7 @@ class Experiment:
             seed: make_partition(dataset, replace(config, seed=seed))
             for seed in range(config.seed, config.seed + seeds)
         }
-        experiment = cls(methods, config, dataset, partitions)
+        experiment = cls(methods, config, dataset, partitions, options)
         for seed, partition in partitions.items():  # does it all fit?
             for method in methods.values():
                 check_engine(method, config)
@@ -97,9 +100,15 @@ class Experiment:
         """The model that all methods start from, on the CPU."""
         return build_model(self.config.model, self.dataset, generator(seed, "model"))
 
+    def settings(self) -> dict[str, Any]:
+        """What prepares the same experiment, for a file: methods, seeds, all settings."""
+        own = {"methods": list(self.methods), "seeds": len(self.partitions)}
+        return {**own, **vars(self.config), **self.options}
+
     def run(self, folder: RunFolder, console: Console) -> Outcome:
         """Runs, writes and reports; a run that stops early is reported as it is."""
         config = self.config
+        config_file.write(self.settings(), folder.path / "config.toml")
         folder.write_json(
             "config.json",
             {

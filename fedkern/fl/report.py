@@ -56,6 +56,7 @@ class RunFolder:
     """
 
     FILES = (
+        "config.toml",
         "config.json",
         "history.csv",
         "clients.csv",

@@ -120,6 +120,8 @@ def build_methods(texts: Iterable[str], **options: Any) -> dict[str, Method]:
         known = {*parts}.union(*map(_option_names, (owner, *parts.values())))
         _check_known(own, known, name)
         used |= {key for key in known if _suits(key, options.get(key), name)}
+    if not methods:
+        raise ConfigError("methods: wanted at least one, got none")
     _check_known(options, used, ", ".join(methods))
     return methods
 
