@@ -19,13 +19,14 @@ from typer.testing import CliRunner
 
 import fedkern
 from fedkern import cli, fl
-from fedkern.fl import experiment
+from fedkern.fl import config_file, experiment
 from fedkern.fl.methods import PARTS, settings_of
 
 FILES = [
     "clients.csv",
     "clients.png",
     "config.json",
+    "config.toml",
     "curves.png",
     "history.csv",
     "summary.json",
@@ -94,6 +95,96 @@ def test_run_twice_gives_the_same_history(tmp_path):
         for name in ("a", "b")
     )
     assert first == second
+
+
+def without_seconds(folder):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in history(folder)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--rounds", 2],
+        [
+            *("run", "--method", "climb", "--dual-clients", "active", "--server-optimizer", "avgm"),
+            *(
+                "--server-momentum",
+                0.3,
+                "--normalize",
+                "--augment",
+                "flip",
+                "--partition",
+                "shards",
+            ),
+            *("--model", "resnet20", "--buffers", "local", "--rounds", 1, "--clients", 40),
+        ],
+        [
+            *("compare", "fedavg", "floco --rho=0.3 --loss 'calibrated_ce'", "fedprox", "floco+"),
+            *("--tau", 2, "--endpoints", 4, "--compat", "floco", "--rounds", 3, "--seeds", 2),
+            *("--seed", -5, "--clip", "inf", "--lr", 1 / 3, "--momentum", 0.5, "--eval-every", 2),
+        ],
+        [
+            *("compare", "fedga --calibration gradient", "fedlc --lc-tau 0.5", "--engine", "vmap"),
+            *("--server-optimizer", "adam", "--server-lr", 0.01, "--weighting", "samples"),
+            *("--rounds", 2, "--seeds", 1, "--alpha", 0.5, "--workers", 2),
+        ],
+    ],
+    ids=lambda arguments: " ".join(map(str, arguments[:3])),
+)
+def test_the_file_of_a_run_repeats_it(tmp_path, arguments):
+    assert fedkern_command(*arguments, "--out", "first").exit_code == 0
+    for command in ("run", "compare"):
+        again = (command, "--config", "first/config.toml", "--out", "again", "--overwrite")
+        assert fedkern_command(*again).exit_code == 0
+        first, second = tmp_path / "first", tmp_path / "again"
+        assert without_seconds(first) == without_seconds(second)
+        for name in ("clients.csv", "config.json", "config.toml"):
+            assert (first / name).read_text() == (second / name).read_text(), name
+
+
+def test_a_file_pins_nothing_that_was_left_to_the_machine(tmp_path):
+    assert fedkern_command("run", "--rounds", 1, "--out", "out").exit_code == 0
+    text = (tmp_path / "out" / "config.toml").read_text()
+    assert 'device = "auto"' in text
+    assert not re.search("^(workers|data_root|out|overwrite) =", text, re.MULTILINE)
+    options = ("--data-root", "somewhere", "--workers", 2)
+    assert fedkern_command("run", "--rounds", 1, *options, "--out", "other").exit_code == 0
+    text = (tmp_path / "other" / "config.toml").read_text()
+    assert 'data_root = "somewhere"' in text
+    assert "workers = 2" in text
+
+
+def test_the_command_line_goes_before_its_file(tmp_path):
+    lines = ["methods = ['fedga', 'fedavg']", "rounds = 2", "normalize = true", "out = 'out'"]
+    (tmp_path / "run.toml").write_text("\n".join(lines))
+
+    def config(*arguments):
+        assert fedkern_command(*arguments).exit_code == 0
+        return json.loads((tmp_path / "out" / "config.json").read_text())
+
+    found = config("run", "--config", "run.toml")
+    assert [*found["methods"]] == ["fedga", "fedavg"]
+    assert (found["rounds"], found["normalize"], found["seeds"]) == (2, True, [0])
+    options = ("--config", "run.toml", "--rounds", 1, "--no-normalize", "--overwrite")
+    found = config("run", "--method", "fedlc", *options)
+    assert [*found["methods"]] == ["fedlc"]
+    assert (found["rounds"], found["normalize"]) == (1, False)
+    found = config("compare", "ditto", "fedper", *options)
+    assert [*found["methods"]] == ["ditto", "fedper"]
+    assert found["seeds"] == [0, 1, 2]
+
+
+def test_a_run_may_be_replaced_from_its_own_file(tmp_path):
+    assert fedkern_command("run", "--rounds", 1, "--out", "out").exit_code == 0
+    first = (tmp_path / "out" / "config.toml").read_text()
+    options = ("--config", "out/config.toml", "--out", "out", "--overwrite")
+    assert fedkern_command("run", *options).exit_code == 0
+    assert (tmp_path / "out" / "config.toml").read_text() == first
+
+
+def test_every_option_may_stand_in_a_file():
+    options = {*cli.run.__annotations__, *cli.compare.__annotations__}
+    assert config_file.key_types().keys() == options - {"config"}
 
 
 def test_default_folder_is_new_for_every_run(tmp_path):
@@ -334,6 +425,9 @@ MISTAKES = [
     (["run", "--dataset", "mnist"], NO_MNIST),
     (["run", "--method", "fedgaa"], "method: wanted one of .* got 'fedgaa' .did you mean 'fedga'"),
     (["compare", "fedavg", "fedgo"], "method: wanted one of .* got 'fedgo' .did you mean 'fedga'"),
+    (["compare"], "methods: wanted at least one, got none"),
+    (["run", "--config", "none.toml"], "config: wanted a TOML file, got none.toml: No such file"),
+    (["run", "--config", "wrong.toml"], "rounds: wanted an integer, got 'many' in wrong.toml"),
     (["compare", "fedga", "fedga"], "methods: wanted each method once, got 'fedga' again"),
     (
         ["compare", "floco --tau"],
@@ -402,6 +496,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, arguments, message):
     (tmp_path / "file").write_text("")
+    (tmp_path / "wrong.toml").write_text("rounds = 'many'")
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "history.csv").write_text("precious")
     before = sorted(tmp_path.rglob("*"))
@@ -420,7 +515,6 @@ def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, arguments, message):
         (["run", "--rounds", "many"], "--rounds"),
         (["run", "--round", "3"], "--round"),
         (["rum"], "rum"),
-        (["compare"], "Missing argument"),
     ],
 )
 def test_arguments_that_cannot_be_parsed_are_one_line_too(arguments, message):
