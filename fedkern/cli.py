@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ _COMMON: dict[str, tuple[type[Any], str]] = {
     "seeds": (int, "how many seeds, from --seed upwards (default: run 1, compare 3)"),
     "out": (Path, "folder of the results (default runs/DATASET-METHODS-TIME)"),
     "overwrite": (bool, "replace a run that lies there"),
+    "resume": (Path, "folder of a run to go on with, with its own options; --rounds may be more"),
 }
 _PART_HELP = {
     "loss": "what clients minimise, by default the method's own",
@@ -172,15 +174,35 @@ def _user_errors() -> Iterator[None]:
         raise typer.Exit(130) from error
 
 
+@contextmanager
+def _sigterm_exits() -> Iterator[None]:
+    """SIGTERM raises SystemExit, so that what is open is closed and a checkpoint written."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run_experiment(defaults: dict[str, Any], given: dict[str, Any]) -> None:
     """Runs every method under every seed. Nothing is written before everything is checked.
 
     Settings are those `given` on the command line, then those of its file, then the `defaults`.
     """
-    file = given.pop("config")
-    settings = config_file.merge(defaults, config_file.read(file) if file else {}, given)
-    out, overwrite = settings.pop("out", None), settings.pop("overwrite", False)
+    file, resumed = given.pop("config"), given.pop("resume")
+    if resumed is not None:
+        for name in ("config", "out", "overwrite"):
+            if file if name == "config" else given[name]:
+                raise fl.ConfigError(f"{name}: wanted nothing with --resume, got it")
+        file = resumed / "config.toml"
+        if not file.is_file():
+            raise fl.ConfigError(f"resume: wanted a folder with a config.toml, got {resumed}")
+    before = config_file.read(file) if file else {}
+    settings = config_file.merge(defaults, before, given)
+    out, overwrite = resumed or settings.pop("out", None), settings.pop("overwrite", False)
     experiment = Experiment.prepare(settings.pop("methods"), settings.pop("seeds"), settings)
+    if resumed is not None:
+        experiment.check_resumable(resumed, before)
     if out is None:
         names = map(file_name, experiment.methods)
         title = "-".join([Path(experiment.config.dataset).stem, *names])
@@ -189,9 +211,12 @@ def _run_experiment(defaults: dict[str, Any], given: dict[str, Any]) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 200  # a file has room for a table of many methods
-    with RunFolder(out, overwrite=overwrite) as folder:
+    folder = RunFolder(out, overwrite=overwrite, resumed=resumed is not None)
+    with _sigterm_exits(), folder:
         _, status, exit_code = experiment.run(folder, console)
     typer.echo(f"fedkern: {status}; results are in {out}", err=exit_code != 0)
+    if exit_code and experiment.config.checkpoint_every:
+        typer.echo(f"fedkern: `fedkern run --resume {out}` goes on with it", err=True)
     for picture in ("curves.png", "simplex.png"):
         if (out / picture).exists():
             typer.echo(f"{Path(picture).stem}: {out / picture}")

@@ -58,6 +58,9 @@ class RunConfig:
     normalize: bool = setting(False, "inputs to mean 0 and deviation 1 by channel or feature")
     augment: str = setting("", "of training images: crop, flip or crop,flip; none by default")
     eval_every: int = setting(1, "rounds from one evaluation to the next; the last has one too")
+    checkpoint_every: int = setting(
+        10, "rounds from one checkpoint to the next; the last has one too; 0 for no checkpoints"
+    )
     target_accuracy: float = setting(0.85, "accuracy whose first round is reported")
     seed: int = setting(0, "seed of everything random: partition, model, sampling, batches")
     threads: int = setting(1, "CPU threads of each worker; part of what determines the bits")
@@ -94,8 +97,9 @@ class RunConfig:
             raise unknown_name("layers", self.layers, LAYERS)
         if self.compile and self.engine == "vmap":
             raise ConfigError("compile: wanted engine serial or auto, got vmap")
-        if self.least_samples < 0:
-            raise ConfigError(f"least_samples: wanted an integer >= 0, got {self.least_samples}")
+        for name in ("least_samples", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: wanted an integer >= 0, got {getattr(self, name)}")
         for name in ("fold_share", "target_accuracy"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: wanted a number in [0, 1], got {getattr(self, name)}")

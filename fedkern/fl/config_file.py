@@ -21,6 +21,7 @@ import tomli_w
 
 from .config import RunConfig
 from .errors import ConfigError, nearest_name
+from .files import write_whole
 from .methods import METHODS, PARTS, settings_of
 
 if sys.version_info >= (3, 11):
@@ -89,7 +90,7 @@ def write(settings: Mapping[str, Any], path: Path) -> None:
     """Writes a file that gives these settings, None for those that are not given."""
     given = {key: settings[key] for key in key_types() if settings.get(key) is not None}
     text = f"# fedkern run --config {path.name}\n{tomli_w.dumps(given)}"
-    path.write_text(text, encoding="utf-8", errors="surrogateescape")  # paths may be any bytes
+    write_whole(path, text.encode(errors="surrogateescape"))  # paths may be any bytes
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -57,6 +58,15 @@ class Dataset:
     num_classes: int
     train_writers: Tensor | None = None
     test_writers: Tensor | None = None
+
+    @cached_property
+    def checksum(self) -> int:
+        """CRC-32 of all inputs, labels and writers."""
+        checksum = 0
+        for tensor in filter(torch.is_tensor, vars(self).values()):
+            content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            checksum = zlib.crc32(content.data, checksum)
+        return checksum
 
     def __post_init__(self) -> None:
         for key in ("x_train", "x_test"):

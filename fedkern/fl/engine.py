@@ -72,11 +72,11 @@ class AutoEngine:
         self.model = model
         self._engine: Engine = SerialEngine(model, dataset, config)
         self._other: Engine | None = None
-        self.facts = self._engine.facts
+        self.facts: dict[str, Any] = {"engine": "auto"}
         try:
             self._other = VmapEngine(model, dataset, config)
         except ConfigError as error:
-            self.facts["reason"] = str(error)
+            self.facts = {**self._engine.facts, "reason": str(error)}
 
     def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
         """See `Engine`."""
@@ -91,7 +91,7 @@ class AutoEngine:
         try:
             seconds["vmap_seconds"] = _seconds(other, jobs, anchor)
         except (ConfigError, RuntimeError) as error:  # torch.vmap cannot do it, or memory is short
-            self.facts["reason"] = str(error).partition("\n")[0]
+            self.facts = {**self._engine.facts, "reason": str(error).partition("\n")[0]}
             return
         if seconds["vmap_seconds"] < seconds["serial_seconds"]:
             self._engine = other
@@ -121,7 +121,19 @@ ENGINES: dict[str, Callable[[FlatModel, Dataset, RunConfig], Engine]] = {
 }
 
 
-def make_engine(module: nn.Module, dataset: Dataset, config: RunConfig) -> Engine:
-    """The engine that the settings name, for clients of a data set; the model becomes its own."""
+def make_engine(
+    module: nn.Module, dataset: Dataset, config: RunConfig, before: dict[str, Any] | None = None
+) -> Engine:
+    """The engine that the settings name, for clients of a data set; the model becomes its own.
+
+    Args:
+        module: the model.
+        dataset: the clients'.
+        config: the settings.
+        before: the facts of a run that it goes on with, as whose engine it is.
+    """
     keep_freed_memory()
-    return ENGINES[config.engine](FlatModel(module), dataset, config)
+    facts = before or {"engine": config.engine}
+    engine = ENGINES[facts["engine"]](FlatModel(module), dataset, config)
+    engine.facts = {**facts, **engine.facts}
+    return engine

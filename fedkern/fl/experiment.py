@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ import fedkern
 
 from . import config_file
 from .augment import check_augment
+from .checkpoint import Checkpoints
 from .client import make_clients
 from .config import RunConfig
 from .data import Dataset, load_dataset
@@ -24,7 +27,15 @@ from .methods import Method, build_methods, describe
 from .models import build_model
 from .partition import Partition, make_partition
 from .progress import Progress
-from .report import RunFolder, plot_clients, plot_curves, plot_simplex, summarise
+from .report import (
+    CHECKPOINTS,
+    RunFolder,
+    file_name,
+    plot_clients,
+    plot_curves,
+    plot_simplex,
+    summarise,
+)
 from .results import Result, tables
 from .seeding import generator
 from .simulation import check_engine, simulate
@@ -105,6 +116,41 @@ class Experiment:
         own = {"methods": list(self.methods), "seeds": len(self.partitions)}
         return {**own, **vars(self.config), **self.options}
 
+    def checkpoints(
+        self, folder: Path, title: str, seed: int, say: Callable[[str], object]
+    ) -> Checkpoints:
+        """Those of a method's run under a seed, in a folder of results."""
+        config = replace(self.config, seed=seed)
+        settings = {k: v for k, v in vars(config).items() if k not in _MAY_CHANGE}
+        settings |= {"device": str(config.torch_device()), **describe(self.methods[title])}
+        about = {"settings": settings, "data": {"dataset": self.dataset.checksum}}
+        own = folder / CHECKPOINTS / f"{file_name(title)}-seed{seed}"
+        return Checkpoints(own, about, config.checkpoint_every, config.rounds, say)
+
+    def check_resumable(self, folder: Path, before: dict[str, Any]) -> None:
+        """Refuses to go on with runs that had other settings, or whose checkpoints are damaged.
+
+        Args:
+            folder: of the results.
+            before: the settings that are written there.
+
+        Raises:
+            ConfigError: names the setting, or says what is the matter with a checkpoint.
+        """
+        now = self.settings()
+        for name in ("methods", "seeds", "seed"):
+            if now[name] != before.get(name):
+                raise ConfigError(
+                    f"{name}: wanted {before.get(name)!r} as in {folder}, got {now[name]!r}"
+                )
+        if self.config.checkpoint_every == 0 or before.get("checkpoint_every") == 0:
+            raise ConfigError(
+                f"resume: wanted a run with checkpoints, got {folder}, checkpoint_every 0"
+            )
+        for seed in self.partitions:
+            for title in self.methods:
+                self.checkpoints(folder, title, seed, say=str).resume()
+
     def run(self, folder: RunFolder, console: Console) -> Outcome:
         """Runs, writes and reports; a run that stops early is reported as it is."""
         config = self.config
@@ -119,16 +165,23 @@ class Experiment:
                 "build": {key: str(value) for key, value in fedkern.build_info().items()},
             },
         )
-        self._introduce(folder, console)
+        say = partial(console.print, highlight=False)
+        self._introduce(folder, say)
         results: list[Result] = []
         started = perf_counter()
         status, exit_code = "complete", 0
         try:
-            self._simulate_all(folder, results, console)
+            total = len(self.partitions) * len(self.methods) * config.rounds
+            with Progress(console, total) as progress:
+                self._simulate_all(folder, results, say, progress)
         except KeyboardInterrupt:
             status, exit_code = "interrupted", 130
+        except SystemExit:  # SIGTERM, see fedkern.cli
+            status, exit_code = "terminated", 143
         except RunError as error:
             status, exit_code = str(error), 1
+        except OSError as error:  # of the files of results: what checkpoints cannot write, they say
+            status, exit_code = f"out: {error.filename or folder.path}: {error.strerror}", 1
 
         results = [result for result in results if result.rounds]
         target = config.target_accuracy
@@ -144,7 +197,7 @@ class Experiment:
             plot_simplex(on_simplex, folder.path / "simplex.png")
         return Outcome(results, status, exit_code)
 
-    def _introduce(self, folder: RunFolder, console: Console) -> None:
+    def _introduce(self, folder: RunFolder, say: Callable[[str], object]) -> None:
         """Says and shows who holds what, and which round a method waits for in vain."""
         dataset = self.dataset
         first = self.partitions[self.config.seed]
@@ -153,34 +206,72 @@ class Experiment:
         for seed, partition in self.partitions.items():
             line = f"seed {seed}: {partition.discarded} of {len(dataset.y_train)} training samples "
             line += f"discarded, clients without data: {len(partition.clients_without_data)}"
-            console.print(line, highlight=False)
+            say(line)
         for title, method in self.methods.items():
             for mark, number in method.marks.items():
                 if number > self.config.rounds:
                     line = f"{title}: {mark} = {number} is after the last of the "
                     line += f"{self.config.rounds} rounds"
-                    console.print(line, highlight=False)
+                    say(line)
 
-    def _simulate_all(self, folder: RunFolder, results: list[Result], console: Console) -> None:
+    def _simulate_all(
+        self,
+        folder: RunFolder,
+        results: list[Result],
+        say: Callable[[str], object],
+        progress: Progress,
+    ) -> None:
         """Fills `results` and the folder's files; what is there when it is interrupted, stays."""
-        config = self.config
-        device = config.torch_device()
-        on_device = self.dataset.to(device)
-        total = len(self.partitions) * len(self.methods) * config.rounds
-        with Progress(console, total) as progress:
-            for seed, partition in self.partitions.items():
-                for title, method in self.methods.items():
-                    result = Result(title, seed, method.marks)
-                    results.append(result)
-                    model = self.initial_model(seed).to(device)
-                    clients = make_clients(on_device, partition)
-                    for round in simulate(method, model, clients, replace(config, seed=seed)):
-                        if not result.rounds:
-                            facts = ", ".join(f"{k} {v}" for k, v in round.engine.items())
-                            console.print(f"{title} seed {seed}: {facts}", highlight=False)
-                        result.rounds.append(round)
-                        folder.add(title, seed, round)
-                        progress.show(f"{title} seed {seed}", round, config.rounds)
-                    folder.add_clients(title, seed, clients, result.rounds[-1])
-                    if seed == config.seed:
-                        result.landscape = landscape(model, clients, seed)
+        dataset = self.dataset.to(self.config.torch_device())
+        for seed in self.partitions:
+            for title, method in self.methods.items():
+                results.append(Result(title, seed, method.marks))
+                self._simulate(results[-1], dataset, folder, say, progress)
+
+    def _simulate(
+        self,
+        result: Result,
+        dataset: Dataset,
+        folder: RunFolder,
+        say: Callable[[str], object],
+        progress: Progress,
+    ) -> None:
+        """One run, from its beginning or from its last checkpoint."""
+        title, seed, config = result.method, result.seed, replace(self.config, seed=result.seed)
+        checkpoints = self.checkpoints(folder.path, title, seed, say)
+        if folder.resumed:
+            checkpoints.resume()
+        model = self.initial_model(seed).to(config.torch_device())
+        clients = make_clients(dataset, self.partitions[seed], checkpoints.store)
+        start, method = checkpoints.start, self.methods[title]
+        if start is not None:
+            result.rounds += start.rounds
+            folder.add(title, seed, *start.rounds)
+            progress.skip(len(start.rounds))
+            say(f"{title} seed {seed}: goes on after round {len(start.rounds)}")
+        try:
+            for round in simulate(
+                method, model, clients, config, start=start, keep=checkpoints.keep
+            ):
+                if not result.rounds:
+                    facts = ", ".join(f"{k} {v}" for k, v in round.engine.items())
+                    say(f"{title} seed {seed}: {facts}")
+                result.rounds.append(round)
+                folder.add(title, seed, round)
+                progress.show(f"{title} seed {seed}", round, config.rounds)
+        finally:
+            checkpoints.save()
+        folder.add_clients(title, seed, clients, result.rounds[-1])
+        if seed == self.config.seed:
+            result.landscape = landscape(model, clients, seed)
+
+
+# Settings that another value of changes no bit of what is to come.
+_MAY_CHANGE = (
+    "rounds",
+    "workers",
+    "data_root",
+    "download",
+    "checkpoint_every",
+    "target_accuracy",
+)

@@ -6,7 +6,7 @@ buffer, whatever the number of layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
@@ -174,6 +174,31 @@ class FlatModel:
     def state(self) -> State:
         """The state itself, not a copy."""
         return State(self.values, self.buffers)
+
+    def named(self, state: State) -> dict[str, Tensor]:
+        """The parts of a state by the names of the module's parameters and buffers."""
+        buffers = [name for name, _ in self.module.named_buffers()]
+        parameters = self.layout.parameters(state.values)
+        return {**parameters, **dict(zip(buffers, state.buffers, strict=True))}
+
+    def from_named(self, tensors: Mapping[str, Tensor]) -> State:
+        """The state of these parts.
+
+        Raises:
+            ConfigError: they are another model's.
+        """
+        state = self.state.copy()
+        for name, own in (parts := self.named(state)).items():
+            given = tensors.get(name, torch.empty(0))
+            if given.shape != own.shape or given.dtype != own.dtype:
+                raise ConfigError(
+                    f"model: wanted {name} of {own.dtype}, shape {(*own.shape,)}, "
+                    f"got {given.dtype}, shape {(*given.shape,)}"
+                )
+            own.copy_(given)
+        if surplus := tensors.keys() - parts.keys():
+            raise ConfigError(f"model: wanted {', '.join(parts)}, got {min(surplus)} too")
+        return state
 
     @torch.no_grad()
     def load(self, state: State) -> None:

@@ -52,6 +52,11 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
+    def skip(self, rounds: int) -> None:
+        """So many rounds need not be done."""
+        self._total -= rounds
+        self._bar.update(self._task, total=self._total)
+
     def show(self, title: str, round: Round, rounds: int) -> None:
         """One more round is done."""
         self._done += 1

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checkpoint import remove_checkpoints
 from .client import Client
 from .errors import ConfigError
 from .methods.floco import CENTER
@@ -38,6 +39,9 @@ CLIENT_COLUMNS = (
 )
 
 
+CHECKPOINTS = "checkpoints"  # the folder of the runs' checkpoints, one folder for each
+
+
 def file_name(title: str) -> str:
     """What a method and its options are called in a path."""
     return title.replace(" --", "-").replace(" ", "-")
@@ -49,6 +53,7 @@ class RunFolder:
     Args:
         path: the folder; created on entering, not before.
         overwrite: replace a run that lies there.
+        resumed: go on with it: its files are written anew, and its checkpoints stay.
 
     Raises:
         ConfigError: a run lies there already (on construction), or the folder cannot be written
@@ -67,19 +72,23 @@ class RunFolder:
         "tables.md",
     )
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        self.path = path
-        if (path / "history.csv").exists() and not overwrite:
-            raise ConfigError(
-                f"out: wanted a folder without a run, got {path}, which holds a history.csv "
-                "(--overwrite replaces it)"
-            )
+    def __init__(self, path: Path, *, overwrite: bool = False, resumed: bool = False) -> None:
+        self.path, self.resumed = path, resumed
+        for name in ("history.csv", CHECKPOINTS):
+            if (path / name).exists() and not (overwrite or resumed):
+                raise ConfigError(
+                    f"out: wanted a folder without a run, got {path}, which holds a {name} "
+                    "(--resume goes on with it, --overwrite replaces it)"
+                )
 
     def __enter__(self) -> RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in self.FILES:
-                (self.path / name).unlink(missing_ok=True)
+            if not self.resumed:
+                for name in self.FILES:
+                    (self.path / name).unlink(missing_ok=True)
+                for folder in (self.path / CHECKPOINTS).glob("*/"):
+                    remove_checkpoints(folder)
             self._history = _CsvFile(self.path / "history.csv", HISTORY_COLUMNS)
             self._clients = _CsvFile(self.path / "clients.csv", CLIENT_COLUMNS)
         except OSError as error:
@@ -98,10 +107,9 @@ class RunFolder:
         self._history.close()
         self._clients.close()
 
-    def add(self, method: str, seed: int, round: Round) -> None:
-        """Writes one round to history.csv; what does not exist stays empty."""
-        row = [method, seed, round.number, f"{round.seconds:.6f}", round.train_loss]
-        self._history.add([[*row, *(measure(round, column) for column in MEASURES)]])
+    def add(self, method: str, seed: int, *rounds: Round) -> None:
+        """Writes rounds to history.csv; what does not exist stays empty."""
+        self._history.add([method, seed, *_history_row(round)] for round in rounds)
 
     def add_clients(self, method: str, seed: int, clients: Sequence[Client], round: Round) -> None:
         """Writes a line a client to clients.csv, as they are after the round, an evaluated one."""
@@ -142,6 +150,12 @@ class _CsvFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _history_row(round: Round) -> list[object]:
+    """What history.csv holds of a round, from its column "round" on."""
+    figures = (measure(round, column) for column in MEASURES)
+    return [round.number, f"{round.seconds:.6f}", round.train_loss, *figures]
 
 
 def _client_row(client: Client, round: Round) -> list[object]:

@@ -7,7 +7,7 @@ It names no method: a method says what a client trains and how the server combin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -22,13 +22,15 @@ from .engine import make_engine
 from .errors import ConfigError, NonFiniteModelError
 from .evaluation import Evaluation, LocalEvaluation, measure, measure_local, predict
 from .flat import FlatModel, State
+from .linear import choose_as
 from .methods import Method, Update
 from .seeding import generator
 from .server import Server
+from .snapshot import Snapshot
 from .workers import num_workers
 
-# In a client's state, where clients keep theirs: the model's buffers, and the parameters that the
-# method leaves with the clients.
+# Of a client's models, where clients keep theirs: the model's buffers (without values), and the
+# parameters that the method leaves with the clients (without buffers).
 BUFFERS, PRIVATE = "buffers", "private"
 
 
@@ -60,7 +62,13 @@ class Round:
 
 
 def simulate(
-    method: Method, model: nn.Module, clients: Sequence[Client], config: RunConfig
+    method: Method,
+    model: nn.Module,
+    clients: Sequence[Client],
+    config: RunConfig,
+    *,
+    start: Snapshot | None = None,
+    keep: Callable[[Snapshot], object] | None = None,
 ) -> Iterator[Round]:
     """Runs federated learning and yields each round as it ends.
 
@@ -75,18 +83,27 @@ def simulate(
             method's and trained in place: at every yield it holds the global model.
         clients: at least one, new ones for every run: their states are filled as it goes.
         config: rounds, clients_per_round, eval_every, seed, the engine's and training's settings.
+        start: a run with the same arguments, to go on with after its last round; the clients'
+            models are what they were then (`ModelStore`).
+        keep: is called with what the run can go on from, after each round, before it is yielded.
 
     Raises:
-        ConfigError: the method cannot work with the model or the clients; before the first round.
+        ConfigError: the method cannot work with the model or the clients, or `start` is of other
+            ones; before the first round.
         NonFiniteModelError: an aggregated model has nan or infinite entries.
         RunError: what else a method cannot go on with.
     """
     check_engine(method, config)
     method.prepare(model, clients, generator(config.seed, "method"))
-    engine = make_engine(model, clients[0].dataset, config)
+    rounds = [] if start is None else [*start.rounds]
+    if start is not None:
+        choose_as(start.products)
+    engine = make_engine(model, clients[0].dataset, config, start.engine if start else None)
     server = Server(engine, clients, config)
     server.private = method.private(engine.model)
-    for number in range(1, config.rounds + 1):
+    if start is not None:
+        start.restore(server)
+    for number in range(len(rounds) + 1, config.rounds + 1):
         started = perf_counter()
         train_loss = math.nan
         sampled = [clients[k] for k in sample_clients(len(clients), config, number)]
@@ -106,11 +123,13 @@ def simulate(
         method.end_round(server)
         seconds = perf_counter() - started
 
-        if number % config.eval_every == 0 or number == config.rounds:
-            evaluations = _evaluate(method, server, config)
-            yield Round(number, seconds, train_loss, *evaluations, engine.facts)
-        else:
-            yield Round(number, seconds, train_loss, engine=engine.facts)
+        due = number % config.eval_every == 0 or number == config.rounds
+        evaluations = _evaluate(method, server, config) if due else (None, None, None)
+        round = Round(number, seconds, train_loss, *evaluations, engine.facts)
+        if keep is not None:
+            rounds.append(round)
+            keep(Snapshot.of(server, engine, rounds))
+        yield round
 
 
 def check_engine(method: Method, config: RunConfig) -> None:
@@ -133,29 +152,31 @@ def _updates(method: Method, server: Server, before: State, config: RunConfig) -
     jobs = []
     for works in zip(*map(method.local_work, server.active), strict=True):
         for client, work in zip(server.active, works, strict=True):
-            start = State(before.values, client.state.get(BUFFERS, before.buffers))
+            start = _own(server, client, before)
             if work.keeps is not None:
-                start = client.state.get(work.keeps, start)
-            elif PRIVATE in client.state:
-                start = start._replace(values=_with_private(before.values, server, client))
+                start = client.models.get(work.keeps, start)
             jobs.append(server.job(client, work, start))
     for job, trained in zip(jobs, server.train(jobs, before.values), strict=True):
         client, state = job.client, trained.state
         if job.work.keeps is not None:
-            client.state[job.work.keeps] = state.copy()
+            client.models[job.work.keeps] = state
             continue
         if config.buffers == "local":
-            client.state[BUFFERS] = state.copy().buffers
+            client.models[BUFFERS] = State(state.values[:0], state.buffers)
         if private is not None:  # the server sees what it has sent
-            client.state[PRIVATE] = state.values[private]
+            client.models[PRIVATE] = State(state.values[private], [])
             state.values[private] = before.values[private]
         yield Update(state, len(client), trained.train_loss)
 
 
-def _with_private(values: Tensor, server: Server, client: Client) -> Tensor:
-    """The global parameters, but for those that the client has of its own."""
-    assert server.private is not None
-    return values.index_copy(0, server.private, client.state[PRIVATE])
+def _own(server: Server, client: Client, shared: State) -> State:
+    """The global state, but for the buffers and the parameters that the client has of its own."""
+    values, buffers = shared
+    if BUFFERS in client.models:
+        buffers = client.models[BUFFERS].buffers
+    if server.private is not None and PRIVATE in client.models:
+        values = values.index_copy(0, server.private, client.models[PRIVATE].values)
+    return State(values, buffers)
 
 
 def _evaluate(
@@ -190,9 +211,7 @@ def _evaluate(
 def _personal_logits(method: Method, server: Server, client: Client, shared: Tensor) -> Tensor:
     """The client's own model on its local test data; `shared` are the global model's logits."""
     model = server.model
-    own = State(model.values, client.state.get(BUFFERS, model.buffers))
-    if PRIVATE in client.state:
-        own = own._replace(values=_with_private(model.values, server, client))
+    own = _own(server, client, model.state)
     personal = method.personal_model(model, client)
     is_global = own.values is model.values and own.buffers is model.buffers
     if len(shared) == 0 or (is_global and personal is None):

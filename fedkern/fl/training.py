@@ -35,8 +35,8 @@ class LocalWork:
         loss: what its SGD minimises.
         constants: what the loss needs to know beside what it asks of the client.
         purpose: keys its draws: work of another purpose has other ones.
-        keeps: the name in `Client.state` of the model that is trained and kept there, a `State`;
-            the global model at first. None: a copy of the global model, for the server.
+        keeps: the name in `Client.models` of the model that is trained and kept there; the global
+            model at first. None: a copy of the global model, for the server.
         pull: the gradient has pull (w - w_global) added, before it is clipped.
         center, radius: the subregion of the simplex whose points are trained, an L1 ball around
             `center` [M]; the whole simplex if it is None.

@@ -171,10 +171,10 @@ def test_three_rounds_agree_with_the_slow_twin(blobs64, name, compat, loss, tau)
     assert len(centers) == (6 if name != "ditto" and tau <= 3 else 0)
     for k, center in centers.items():
         torch.testing.assert_close(clients[k].state[CENTER], center, rtol=1e-6, atol=1e-6)
-    assert {c.number for c in clients if PERSONAL in c.state} == set(personal)
+    assert {c.number for c in clients if PERSONAL in c.models} == set(personal)
     assert bool(personal) == (name != "floco")
     for k, parameters in personal.items():
-        own = of_state(model, clients[k].state[PERSONAL])
+        own = of_state(model, clients[k].models[PERSONAL])
         torch.testing.assert_close(own, parameters, rtol=1e-6, atol=1e-6)
 
 
@@ -426,7 +426,7 @@ def test_ditto_without_pull_is_local_training_and_with_much_the_global_model(blo
         _, model, clients = run(fl.Ditto(lamda=lamda), blobs, config, model=model)
         last = fl.sample_clients(6, config, 3)
         received = FlatModel(model).values
-        distances = (clients[k].state[PERSONAL].values - received for k in last)
+        distances = (clients[k].models[PERSONAL].values - received for k in last)
         return sum(d.square().sum().item() for d in distances)
 
     assert distance(0.0) > distance(1.0) > distance(10.0) > 0
@@ -447,9 +447,9 @@ def test_personal_models_leave_the_global_one_alone(blobs):
 
 def test_a_personal_model_is_evaluated_where_it_was_trained(blobs):
     rounds, _, clients = run(fl.FlocoPlus(tau=2), blobs)
-    client = next(c for c in clients if PERSONAL in c.state)
+    client = next(c for c in clients if PERSONAL in c.models)
     own = network(torch.Generator().manual_seed(5), 3, torch.float32)
-    FlatModel(own).load(client.state[PERSONAL])
+    FlatModel(own).load(client.models[PERSONAL])
     with subregion(own.eval(), client.state[CENTER]), torch.no_grad():
         logits = own(blobs.x_test[client.test_indices])
     expected = F.cross_entropy(logits, blobs.y_test[client.test_indices]).item()

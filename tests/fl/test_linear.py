@@ -4,7 +4,6 @@ import copy
 import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from threading import Barrier
 from time import sleep
 
@@ -20,7 +19,7 @@ from fedkern import _library
 from fedkern.fl import linear
 from fedkern.fl.chain import chain_of
 from fedkern.fl.flat import FlatModel
-from fedkern.fl.linear import Products
+from fedkern.fl.linear import Products, Shape
 
 OURS, TORCH, ONEDNN = Products.OURS, Products.TORCH, Products.ONEDNN
 needs_mkldnn = pytest.mark.skipif(not torch._C._has_mkldnn, reason="torch has no oneDNN")
@@ -138,7 +137,8 @@ def test_products_with_every_capability(capability):
 @pytest.mark.parametrize("shape", [(1, 6), (7, 6), (7, 3, 6)])
 @pytest.mark.parametrize("products", [OURS, TORCH, ONEDNN])
 def test_every_choice_gives_the_same_but_for_rounding(monkeypatch, products, shape):
-    monkeypatch.setattr(linear, "_fastest_products", lambda *_: products)
+    monkeypatch.setattr(linear, "_chosen", {})
+    monkeypatch.setattr(linear, "_fastest_products", lambda _: products)
     module = drawn(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4, bias=False)))
     twin = copy.deepcopy(module)
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -168,26 +168,41 @@ def test_every_choice_gives_the_same_but_for_rounding(monkeypatch, products, sha
 def test_others_must_be_faster_by_the_margin(monkeypatch, ours, theirs, onednn, expected):
     seconds = {OURS: ours, TORCH: theirs, ONEDNN: onednn}
     monkeypatch.setattr(linear, "_seconds_with", lambda products, *_: seconds[products])
-    choose = linear._fastest_products.__wrapped__
-    assert choose(8, 5, 6, torch.float32, 1) == expected
+    shape = Shape(8, 5, 6, torch.float32, 1)
+    assert linear._fastest_products(shape) == expected
     # oneDNN has no float64.
-    assert choose(8, 5, 6, torch.float64, 1) == (TORCH if ours > 1.25 * theirs else OURS)
+    shape = shape._replace(dtype=torch.float64)
+    assert linear._fastest_products(shape) == (TORCH if ours > 1.25 * theirs else OURS)
 
 
 def test_a_measurement_takes_no_longer_than_it_must(monkeypatch):
     clock = itertools.count(step=0.06)
     monkeypatch.setattr(linear, "perf_counter", lambda: next(clock))
-    assert linear._seconds_with(OURS, 8, 5, 6, torch.float32) == pytest.approx(0.06)
+    assert linear._seconds_with(OURS, Shape(8, 5, 6, torch.float32, 1)) == pytest.approx(0.06)
     assert next(clock) == pytest.approx(4 * 0.06)  # a first pass, then one
 
 
 def test_a_choice_is_made_once_for_a_shape(monkeypatch):
     asked = []
-    monkeypatch.setattr(linear, "_fastest_products", lambda *key: asked.append(key[:3]))
+    monkeypatch.setattr(linear, "_chosen", {})
+    monkeypatch.setattr(linear, "_fastest_products", lambda shape: asked.append(shape[:3]))
     weight = torch.zeros(5, 6)
     for batch in (1, 2, 3, 4, 5, 64, 65, 256, 257, 5000):
         linear.choose_products(torch.zeros(batch, 6), weight)
-    assert asked == [(size, 5, 6) for size in (1, 2, 4, 4, 8, 64, 128, 256, 256, 256)]
+    assert asked == [(size, 5, 6) for size in (1, 2, 4, 8, 64, 128, 256)]
+
+
+def test_another_process_s_choices_are_taken_over(monkeypatch):
+    monkeypatch.setattr(linear, "_chosen", {})
+    monkeypatch.setattr(linear, "_fastest_products", lambda _: TORCH)
+    layer = torch.zeros(3, 6), torch.zeros(5, 6)
+    assert linear.choose_products(*layer) == TORCH
+    (shape,) = linear.chosen()
+    assert linear.chosen() == {shape: "TORCH"}
+    linear.choose_as({shape: "OURS"})
+    assert linear.choose_products(*layer) == OURS
+    with pytest.raises(KeyError, match="theirs"):
+        linear.choose_as({shape: "theirs"})
 
 
 @pytest.mark.parametrize(
@@ -208,8 +223,7 @@ def test_workers_that_ask_at_once_get_one_choice(monkeypatch):
     together = Barrier(4)
     choices = []
 
-    @cache
-    def measured(*_):
+    def measured(_):
         choices.append(object())
         sleep(0.05)  # the others come meanwhile
         return choices[-1]
@@ -218,6 +232,7 @@ def test_workers_that_ask_at_once_get_one_choice(monkeypatch):
         together.wait()
         return linear.choose_products(torch.zeros(8, 6), torch.zeros(5, 6))
 
+    monkeypatch.setattr(linear, "_chosen", {})
     monkeypatch.setattr(linear, "_fastest_products", measured)
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(ask, range(4)))) == len(choices) == 1

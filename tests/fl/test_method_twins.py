@@ -474,7 +474,7 @@ def test_private_parameters_never_reach_the_server(blobs64, text):
     list(fl.simulate(Spy(), network(), clients, CONFIG))
     assert len(seen) == CONFIG.rounds * CONFIG.clients_per_round
     assert all(torch.equal(values, first[0]) for values in seen)
-    own = [client.state[PRIVATE] for client in clients if PRIVATE in client.state]
+    own = [client.models[PRIVATE].values for client in clients if PRIVATE in client.models]
     assert len(own) >= CONFIG.clients_per_round
     assert not any(torch.equal(a, first[0]) for a in own)
 
@@ -496,10 +496,14 @@ def test_what_clients_keep_survives_rounds_that_they_sit_out(blobs64, text, key)
         active = fl.sample_clients(6, config, round.number)
         for k, client in enumerate(clients):
             if k in active:
-                kept[k] = copy.deepcopy(client.state[key])
-            torch.testing.assert_close(client.state.get(key), kept.get(k), rtol=0, atol=0)
+                kept[k] = copy.deepcopy(state_of(client, key))
+            torch.testing.assert_close(state_of(client, key), kept.get(k), rtol=0, atol=0)
     # Some took part again after rounds that they sat out, with what they had kept: see the twins.
     assert 2 < len(kept) <= 6
+
+
+def state_of(client, key):
+    return client.state.get(key, client.models.get(key))
 
 
 @pytest.mark.parametrize("text", ["fedper", "fedrod"])
@@ -510,8 +514,8 @@ def test_own_models_are_evaluated_with_what_the_client_has(blobs64, text):
     shared = [p.detach() for p in model.parameters()]
     for client in clients:
         x = blobs64.x_test[client.test_indices]
-        if PRIVATE in client.state:
-            weight, bias = client.state[PRIVATE].split([5 * CLASSES, CLASSES])
+        if PRIVATE in client.models:
+            weight, bias = client.models[PRIVATE].values.split([5 * CLASSES, CLASSES])
             own = features(shared, x) @ weight.view(CLASSES, 5).T + bias
         else:
             own = torch.zeros(len(x), CLASSES) if text == "fedrod" else logits(shared, x)

@@ -166,7 +166,9 @@ def test_local_buffers_stay_with_their_clients(blobs):
         for k in fl.sample_clients(3, replace(CONFIG, clients=3, clients_per_round=2), n)
     }
     assert {client.number for client in clients if "buffers" in client.state} == took_part
-    means = [client.state["buffers"][0] for client in clients if client.number in took_part]
+    means = [
+        client.models["buffers"].buffers[0] for client in clients if client.number in took_part
+    ]
     assert not torch.allclose(means[0], means[1])
     # FedAvg has personal figures now: the global weights with each client's own statistics.
     last = rounds[-1]
@@ -175,7 +177,7 @@ def test_local_buffers_stay_with_their_clients(blobs):
         own = normed()
         own.load_state_dict(model.state_dict())
         if "buffers" in client.state:
-            for buffer, value in zip(own.buffers(), client.state["buffers"], strict=True):
+            for buffer, value in zip(own.buffers(), client.models["buffers"].buffers, strict=True):
                 buffer.copy_(value)
         with torch.no_grad():
             expected = F.cross_entropy(own.eval()(x), y).item()
@@ -194,7 +196,7 @@ def test_local_buffers_count_a_clients_own_rounds(blobs):
     for client in clients:
         if "buffers" in client.state:
             # Before its first round it has the global counter, the largest so far.
-            counter = client.state["buffers"][2].item()
+            counter = client.models["buffers"].buffers[2].item()
             assert counter >= 6 * sampled.count(client.number)
             if first[client.number] == 1:
                 assert counter == 6 * sampled.count(client.number)

@@ -53,6 +53,7 @@ def run(
     rounds = list(fl.simulate(method, module, clients, config))
     ends = [*module.parameters(), *module.buffers()]
     ends += [tensor for client in clients for tensor in _tensors(client.state)]
+    ends += [tensor for client in clients for tensor in _tensors({**client.models})]
     reported = [replace(round, seconds=0.0, engine={}) for round in rounds]
     return Run(reported, [tensor.detach().cpu() for tensor in ends], rounds[-1].engine)
 

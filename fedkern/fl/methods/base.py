@@ -36,8 +36,8 @@ class Update:
 class Method(Protocol):
     """A federated-learning method, as `fedkern.fl.simulate` calls it.
 
-    It holds options only. What lasts from round to round is in the model, in `Client.state` and in
-    `Server.state`.
+    It holds options only. What lasts from round to round is in the model, in `Client.state`,
+    `Client.models` and `Server.state`.
     """
 
     paper: ClassVar[str]

@@ -19,7 +19,7 @@ from ..training import LocalWork
 from .fedavg import WEIGHTING_HELP, FedAvg
 
 LAMDA_HELP = "how strongly personal models are held near the global one"
-PERSONAL = "personal"  # in a client's state: its personal model, a `State`
+PERSONAL = "personal"  # of a client's models: its own
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Ditto(FedAvg):
         self, model: FlatModel, client: Client
     ) -> AbstractContextManager[object] | None:
         """The personal model; the global one for a client that has not taken part yet."""
-        if PERSONAL not in client.state:
+        if PERSONAL not in client.models:
             return None
-        return model.holding(client.state[PERSONAL])
+        return model.holding(client.models[PERSONAL])
 
 
 def with_personal(

@@ -52,12 +52,12 @@ class FlocoPlus(Floco):
         self, model: FlatModel, client: Client
     ) -> AbstractContextManager[object] | None:
         """The personal model at the centre of the client's subregion."""
-        if PERSONAL not in client.state:
+        if PERSONAL not in client.models:
             return super().personal_model(model, client)
         return self._personal_model(model, client)
 
     @contextmanager
     def _personal_model(self, model: FlatModel, client: Client) -> Iterator[None]:
-        personal = model.holding(client.state[PERSONAL])
+        personal = model.holding(client.models[PERSONAL])
         with personal, super().personal_model(model, client) or nullcontext():
             yield

@@ -1,0 +1,65 @@
+"""All that a run goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from . import linear
+from .engine import Engine
+from .errors import ConfigError
+from .server import Server
+
+if TYPE_CHECKING:
+    from .simulation import Round
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run after a round: what it needs to go on to the same bits, and what it has reported.
+
+    The clients' models are in their `ModelStore`.
+
+    Attributes:
+        rounds: all so far.
+        model: the global model's trained parameters and its buffers by name.
+        server: `Server.state`.
+        clients: `Client.state` by number, of the clients that have one.
+        engine: `Engine.facts`.
+        products: who computes which linear layers' products (`fedkern.fl.linear.chosen`).
+    """
+
+    rounds: tuple[Round, ...]
+    model: dict[str, Tensor]
+    server: dict[str, Any]
+    clients: dict[int, dict[str, Any]]
+    engine: dict[str, Any]
+    products: dict[linear.Shape, str]
+
+    @classmethod
+    def of(cls, server: Server, engine: Engine, rounds: Sequence[Round]) -> Snapshot:
+        """Of a run in which these were the rounds."""
+        return cls(
+            (*rounds,),
+            server.model.named(server.model.state.copy()),
+            dict(server.state),
+            {client.number: dict(client.state) for client in server.clients if client.state},
+            dict(engine.facts),
+            linear.chosen(),
+        )
+
+    def restore(self, server: Server) -> None:
+        """Brings a run that has not begun to this state.
+
+        Raises:
+            ConfigError: it is another model's, or has other clients.
+        """
+        server.model.load(server.model.from_named(self.model))
+        server.state.update(self.server)
+        if not {*range(len(server.clients))} >= self.clients.keys():
+            raise ConfigError(f"clients: wanted those of {len(server.clients)}, got others")
+        for number, state in self.clients.items():
+            server.clients[number].state.update(state)
