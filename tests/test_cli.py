@@ -23,6 +23,7 @@ from fedkern.fl import config_file, experiment
 from fedkern.fl.methods import PARTS, settings_of
 
 FILES = [
+    "checkpoints",
     "clients.csv",
     "clients.png",
     "config.json",
@@ -197,12 +198,12 @@ def test_compare_shows_every_method_the_same(tmp_path, monkeypatch):
     seen = []
     simulate = experiment.simulate
 
-    def spy(method, model, clients, config):
+    def spy(method, model, clients, config, **more):
         sampled = [fl.sample_clients(len(clients), config, n) for n in (1, 2)]
         weights = [p.clone() for p in model.parameters()]
         assert all(client.state == {} for client in clients)
         seen.append((config.seed, [client.indices for client in clients], weights, sampled))
-        return simulate(method, model, clients, config)
+        return simulate(method, model, clients, config, **more)
 
     monkeypatch.setattr(experiment, "simulate", spy)
     options = ("--rounds", 2, "--seeds", 2, "--seed", 5, "--eval-every", 2, "--out", "out")
@@ -538,8 +539,8 @@ def test_a_diverged_run_keeps_what_was_written(tmp_path):
 def test_an_interrupted_comparison_keeps_what_was_done(tmp_path, monkeypatch):
     simulate = experiment.simulate
 
-    def interrupted(method, *arguments):
-        for round in simulate(method, *arguments):
+    def interrupted(method, *arguments, **more):
+        for round in simulate(method, *arguments, **more):
             yield round
             if isinstance(method, fl.FedGA) and round.number == 2:
                 raise KeyboardInterrupt
@@ -558,7 +559,7 @@ def test_an_interrupted_comparison_keeps_what_was_done(tmp_path, monkeypatch):
 
 
 def test_interrupted_before_the_first_round(tmp_path, monkeypatch):
-    def interrupted(*arguments):
+    def interrupted(*arguments, **more):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(experiment, "simulate", interrupted)
@@ -567,10 +568,14 @@ def test_interrupted_before_the_first_round(tmp_path, monkeypatch):
     assert (summary["status"], summary["runs"]) == ("interrupted", [])
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process")
-def test_ctrl_c(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_ctrl_c_and_sigterm_leave_a_checkpoint(tmp_path, number, status, word):
+    options = ("--rounds", 10**6, "--checkpoint-every", 10**6, "--threads", 1, "--out", "out")
     running = subprocess.Popen(
-        **process("run", "--rounds", 10**6, "--threads", 1, "--out", "out"),
+        **process("run", *options),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         # A shell that runs the tests in the background has it ignored, and children inherit that.
@@ -583,14 +588,20 @@ def test_ctrl_c(tmp_path):
                 break
             assert running.poll() is None, running.communicate()
             time.sleep(0.05)
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         _, errors = running.communicate(timeout=120)
     finally:
         running.kill()
-    assert running.returncode == 130
-    assert errors == "fedkern: interrupted; results are in out\n"
+    assert running.returncode == status
+    assert errors == (
+        f"fedkern: {word}; results are in out\nfedkern: `fedkern run --resume out` goes on with it\n"
+    )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
-    assert len(history(tmp_path / "out")) >= 3
+    done = len(history(tmp_path / "out"))
+    assert done >= 3
+    # The round that was being trained is not in it; one that had just ended may be.
+    (checkpoint,) = (tmp_path / "out" / "checkpoints").rglob("round-*.checkpoint")
+    assert checkpoint.name in (f"round-{done:06d}.checkpoint", f"round-{done + 1:06d}.checkpoint")
 
 
 def test_methods_are_listed_with_paper_options_faults_and_what_they_keep():
