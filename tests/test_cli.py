@@ -185,7 +185,7 @@ def test_a_run_may_be_replaced_from_its_own_file(tmp_path):
 
 def test_every_option_may_stand_in_a_file():
     options = {*cli.run.__annotations__, *cli.compare.__annotations__}
-    assert config_file.key_types().keys() == options - {"config"}
+    assert config_file.key_types().keys() == options - {"config", "resume"}
 
 
 def test_default_folder_is_new_for_every_run(tmp_path):

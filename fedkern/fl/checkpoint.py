@@ -108,15 +108,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(path, f"its content is not that of a run ({reason})") from error
 
 
-def read_about(path: Path) -> dict[str, Any]:
-    """What a checkpoint tells of the run that wrote it.
-
-    Raises:
-        CheckpointError: as `read_checkpoint`, but for what its tensors are.
-    """
-    return _read(path)[0]
-
-
 def _read(path: Path) -> tuple[dict[str, Any], bytes]:
     try:
         data = path.read_bytes()

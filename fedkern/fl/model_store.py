@@ -21,7 +21,7 @@ from .errors import RunError
 from .flat import State
 
 _ALIGNMENT = 64  # bytes
-_LEAST_ROOM = 16  # models: the file grows by so many, or by a quarter
+_LEAST_ROOM = 16  # states: the file grows by so many, or by a quarter
 
 
 class Kind(NamedTuple):
@@ -199,23 +199,25 @@ class ModelStore:
                     return start
             if look_again:
                 self._find_gaps(size)
-        raise AssertionError("the last gap is large enough")
+        raise AssertionError("some gap is large enough")
 
     def _find_gaps(self, size: int) -> None:
-        """Finds what no table names; behind it all is room for some states of `size` bytes."""
+        """Finds what no table names; if that is not much, there is more behind it all."""
         named = {
             id(r): r for t in (Table(self._records), *self._tables) for r in t.records.values()
         }
-        self._gaps, last = [], 0
+        self._gaps, last, free = [], 0, 0
         for record in sorted(named.values(), key=lambda record: record.offset):
             if record.offset > last:
                 self._gaps.append((last, record.offset))
+                free += record.offset - last
             last = max(last, record.end)
-        end = last + max(_LEAST_ROOM * size, last // 4)
-        self._gaps.append((last, end))
-        number = self._opened().fileno()
-        if os.fstat(number).st_size < end:
-            os.truncate(number, end)  # what has not been written takes no room on the disk
+        enough = max(_LEAST_ROOM * size, (last - free) // 4)
+        if free < enough or not any(end - start >= size for start, end in self._gaps):
+            self._gaps.append((last, last + enough))
+            number = self._opened().fileno()
+            if os.fstat(number).st_size < last + enough:
+                os.truncate(number, last + enough)  # what is not written takes no room on the disk
 
 
 class ClientModels(MutableMapping[str, State]):
