@@ -21,7 +21,7 @@ WHEELS_PLATFORMS ?= manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x
 WHEELS_SKIP ?= numpy scipy scikit-learn matplotlib torchmetrics pillow cmake
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compare-all compare-mnist test bench bench-tables cuda-check gpu-check gpu-wheels lint format clean
+.PHONY: help demo compare-all compare-mnist test torture bench bench-tables cuda-check gpu-check gpu-wheels lint format clean
 
 help:  ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -65,6 +65,9 @@ compare-mnist: $(VENV)/installed  ## The same on MNIST, in DATA if it is given: 
 test: $(VENV)/installed  ## Run the tests (sets up first); ARGS="-k name" chooses
 	$(BIN)/fedkern info
 	$(BIN)/python -m pytest $(ARGS)
+
+torture: $(VENV)/installed  ## Kill runs 200 times, fill disks (as root), forbid writing; resume and compare (minutes)
+	$(BIN)/python tests/fl/kill_and_resume.py --kills 200 --forbids 20 --disks $(if $(filter 0,$(shell id -u)),20,0)
 
 bench: $(VENV)/installed  ## Run the benchmarks; rows are appended to benchmarks/results/
 	$(BIN)/python -m pytest benchmarks -q -s -o python_files='bench_*.py' $(ARGS)

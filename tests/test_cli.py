@@ -594,7 +594,8 @@ def test_ctrl_c_and_sigterm_leave_a_checkpoint(tmp_path, number, status, word):
         running.kill()
     assert running.returncode == status
     assert errors == (
-        f"fedkern: {word}; results are in out\nfedkern: `fedkern run --resume out` goes on with it\n"
+        f"fedkern: {word}; results are in out\n"
+        "fedkern: `fedkern run --resume out` goes on with it\n"
     )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
     done = len(history(tmp_path / "out"))

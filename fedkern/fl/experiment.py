@@ -180,13 +180,30 @@ class Experiment:
             status, exit_code = "terminated", 143
         except RunError as error:
             status, exit_code = str(error), 1
-        except OSError as error:  # of the files of results: what checkpoints cannot write, they say
-            status, exit_code = f"out: {error.filename or folder.path}: {error.strerror}", 1
+        except OSError as error:  # of the results' files: checkpoints say what they cannot write
+            status, exit_code = _unwritten(folder, error), 1
 
         results = [result for result in results if result.rounds]
-        target = config.target_accuracy
+        seconds = perf_counter() - started
+        try:
+            self._report(folder, results, status, seconds, console)
+        except OSError as error:
+            if exit_code == 0:
+                status, exit_code = _unwritten(folder, error), 1
+        return Outcome(results, status, exit_code)
+
+    def _report(
+        self,
+        folder: RunFolder,
+        results: list[Result],
+        status: str,
+        seconds: float,
+        console: Console,
+    ) -> None:
+        """Writes and shows what has come of it all."""
+        target = self.config.target_accuracy
         summary = summarise(results, self.partitions, status, target)
-        folder.write_json("summary.json", {"seconds": perf_counter() - started, **summary})
+        folder.write_json("summary.json", {"seconds": seconds, **summary})
         if results:
             plot_curves(results, folder.path / "curves.png")
             folder.write_tables(results, target)
@@ -195,7 +212,6 @@ class Experiment:
         on_simplex = [result for result in results if result.landscape is not None]
         if on_simplex:
             plot_simplex(on_simplex, folder.path / "simplex.png")
-        return Outcome(results, status, exit_code)
 
     def _introduce(self, folder: RunFolder, say: Callable[[str], object]) -> None:
         """Says and shows who holds what, and which round a method waits for in vain."""
@@ -264,6 +280,10 @@ class Experiment:
         folder.add_clients(title, seed, clients, result.rounds[-1])
         if seed == self.config.seed:
             result.landscape = landscape(model, clients, seed)
+
+
+def _unwritten(folder: RunFolder, error: OSError) -> str:
+    return f"out: {error.filename or folder.path}: {error.strerror or error}"
 
 
 # Settings that another value of changes no bit of what is to come.

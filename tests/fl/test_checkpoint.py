@@ -7,6 +7,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from contextlib import suppress
 from dataclasses import replace
@@ -217,7 +219,7 @@ def test_a_run_goes_on_for_more_rounds(blobs, done, tmp_path_factory):
 
 def test_fewer_rounds_than_are_done_are_refused(blobs, done):
     with pytest.raises(
-        fl.ConfigError, match="^rounds: wanted at least the 5 that are done, got 4$"
+        fl.ConfigError, match=r"^rounds: wanted at least the 5 that are done, got 4$"
     ):
         run(blobs, done, rounds=4).resumed()
 
@@ -478,3 +480,21 @@ def test_the_file_s_first_lines_are_for_people(done):
     about = json.loads(lines[2])
     assert about["settings"] == ABOUT["settings"]
     assert about["versions"]["torch"] == torch.__version__
+
+
+# ---- processes that are killed -------------------------------------------------------------------
+
+
+def test_runs_that_are_killed_end_in_the_same_files():
+    """At 20 random moments; and what goes on with them, too. `make torture` does it 200 times."""
+    program = Path(__file__).with_name("kill_and_resume.py")
+    folder = str(Path(fl.__file__).parent.parent.parent)
+    path = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(program), "--kills", "20", "--forbids", "2"],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": the same\n") == 22
