@@ -42,6 +42,7 @@ _COMMON: dict[str, tuple[type[Any], str]] = {
 }
 _PART_HELP = {
     "loss": "what clients minimise, by default the method's own",
+    "aggregation": "how the server combines the clients' models, by default mean",
     "server_optimizer": "what the server does with the clients' mean, by default avg",
 }
 

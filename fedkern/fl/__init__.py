@@ -14,6 +14,7 @@ A run in a few lines::
 The command line (`fedkern run`, `fedkern compare`) does this, with files and plots.
 """
 
+from .aggregation import AGGREGATIONS, ClippedMean, Mean, Median, TrimmedMean
 from .augment import AUGMENTATIONS, draw_windows, through_windows
 from .client import Client, make_clients
 from .config import RunConfig
@@ -28,6 +29,7 @@ from .evaluation import (
     measure_local,
     predict,
 )
+from .failures import CAUSES, Failure
 from .losses import LOSSES, BalancedSoftmaxLoss, CalibratedCE, CrossEntropy, FedLCLoss
 from .methods import (
     METHODS,
@@ -75,7 +77,9 @@ from .server_optimizers import (
 from .simulation import Round, sample_clients, simulate
 
 __all__ = [
+    "AGGREGATIONS",
     "AUGMENTATIONS",
+    "CAUSES",
     "DATASETS",
     "LOSSES",
     "METHODS",
@@ -88,12 +92,14 @@ __all__ = [
     "CalibratedCE",
     "Client",
     "Climb",
+    "ClippedMean",
     "ConfigError",
     "CrossEntropy",
     "Dataset",
     "Ditto",
     "Draws",
     "Evaluation",
+    "Failure",
     "FedAvg",
     "FedGA",
     "FedLC",
@@ -108,6 +114,8 @@ __all__ = [
     "FlocoPlus",
     "LeNet",
     "LocalEvaluation",
+    "Mean",
+    "Median",
     "Method",
     "NonFiniteModelError",
     "Partition",
@@ -121,6 +129,7 @@ __all__ = [
     "ServerAverage",
     "ServerMomentum",
     "ServerYogi",
+    "TrimmedMean",
     "Update",
     "build_method",
     "build_methods",

@@ -43,6 +43,8 @@ class RunConfig:
     shards: int = setting(2, "shards: of each client, from samples sorted by class")
     clients: int = setting(20, "number of clients; all but digits: 100")
     clients_per_round: int = setting(5, "clients sampled each round; femnist: 30, others: 10")
+    min_clients: int = setting(1, "of a round, that have not failed; the run stops with fewer")
+    fail_rate: float = setting(0.0, "part of a round's clients that are made to fail, at random")
     rounds: int = setting(50, "rounds; mnist, fashion-mnist: 100, femnist: 500, others: 200")
     local_epochs: int = setting(2, "epochs of each client in a round; femnist: 5")
     batch_size: int = setting(32, "samples a local step; femnist: 50, others: 64")
@@ -103,6 +105,8 @@ class RunConfig:
         for name in ("fold_share", "target_accuracy"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: wanted a number in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.fail_rate < 1:
+            raise ConfigError(f"fail_rate: wanted a number in [0, 1), got {self.fail_rate}")
         for name in ("alpha", "lr"):
             check_positive(name, getattr(self, name))
         for name in ("momentum", "weight_decay"):
@@ -113,6 +117,11 @@ class RunConfig:
             raise ConfigError(
                 f"clients_per_round: wanted at most clients = {self.clients}, "
                 f"got {self.clients_per_round}"
+            )
+        if self.min_clients > self.clients_per_round:
+            raise ConfigError(
+                f"min_clients: wanted at most clients_per_round = {self.clients_per_round}, "
+                f"got {self.min_clients}"
             )
         parse_augment(self.augment)
         self.torch_device()
@@ -144,6 +153,7 @@ class RunConfig:
 _COUNTS = (
     "clients",
     "clients_per_round",
+    "min_clients",
     "rounds",
     "local_epochs",
     "batch_size",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from .config import RunConfig
 from .data import Dataset
 from .errors import ConfigError
+from .failures import Failure, attempt, check_finite
 from .flat import FlatModel
 from .heap import keep_freed_memory
 from .training import Job, Trained, Trainer
@@ -28,8 +30,10 @@ class Engine(Protocol):
     facts: dict[str, Any]
     """What it is and has chosen, for a report."""
 
-    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
+    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained | Failure]:
         """The results in the order of the jobs, each valid until the next one is asked for.
+
+        A job that raises an error, or whose result is not finite, costs nothing but that result.
 
         Args:
             jobs: at least one.
@@ -55,17 +59,20 @@ class SerialEngine:
         if config.compile:
             self.facts["compile_seconds"] = perf_counter() - started
 
-    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
+    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained | Failure]:
         """See `Engine`."""
         if self._workers is None or len(jobs) == 1:
-            return (self._trainer.train(job, anchor) for job in jobs)
+            return (attempt(partial(self._train, job, anchor), job) for job in jobs)
         return self._workers.train(jobs, anchor)
+
+    def _train(self, job: Job, anchor: Tensor) -> Trained:
+        return check_finite(self._trainer.train(job, anchor))
 
 
 class AutoEngine:
     """The serial or the vmap engine, whichever trains the first clients faster.
 
-    It is the serial one where the other fails.
+    It is the serial one where more clients fail with the other.
     """
 
     def __init__(self, model: FlatModel, dataset: Dataset, config: RunConfig) -> None:
@@ -78,7 +85,7 @@ class AutoEngine:
         except ConfigError as error:
             self.facts = {**self._engine.facts, "reason": str(error)}
 
-    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
+    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained | Failure]:
         """See `Engine`."""
         if self._other is not None:
             self._choose(self._other, jobs, anchor)
@@ -87,26 +94,29 @@ class AutoEngine:
 
     def _choose(self, other: Engine, jobs: Sequence[Job], anchor: Tensor) -> None:
         """Measures both engines, and takes the other one if it is faster."""
-        seconds = {"serial_seconds": _seconds(self._engine, jobs, anchor)}
+        serial_seconds, failures = _measure(self._engine, jobs, anchor)
         try:
-            seconds["vmap_seconds"] = _seconds(other, jobs, anchor)
-        except (ConfigError, RuntimeError) as error:  # torch.vmap cannot do it, or memory is short
-            self.facts = {**self._engine.facts, "reason": str(error).partition("\n")[0]}
+            vmap_seconds, others = _measure(other, jobs, anchor)
+        except ConfigError as error:
+            self.facts = {**self._engine.facts, "reason": str(error)}
             return
-        if seconds["vmap_seconds"] < seconds["serial_seconds"]:
+        if len(others) > len(failures):  # torch.vmap cannot do it, or memory is short
+            self.facts = {**self._engine.facts, "reason": others[0].message}
+            return
+        if vmap_seconds < serial_seconds:
             self._engine = other
+        seconds = {"serial_seconds": serial_seconds, "vmap_seconds": vmap_seconds}
         self.facts = {**self._engine.facts, **seconds}
 
 
-def _seconds(engine: Engine, jobs: Sequence[Job], anchor: Tensor) -> float:
-    """How long an engine trains, once it has warmed up."""
+def _measure(engine: Engine, jobs: Sequence[Job], anchor: Tensor) -> tuple[float, list[Failure]]:
+    """How long an engine trains, once it has warmed up, and who failed."""
     for _ in range(2):
         _wait_for(anchor.device)
         started = perf_counter()
-        for _ in engine.train(jobs, anchor):
-            pass
+        failures = [r for r in engine.train(jobs, anchor) if isinstance(r, Failure)]
         _wait_for(anchor.device)
-    return perf_counter() - started
+    return perf_counter() - started, failures
 
 
 def _wait_for(device: torch.device) -> None:

@@ -165,7 +165,7 @@ class Experiment:
                 "build": {key: str(value) for key, value in fedkern.build_info().items()},
             },
         )
-        say = partial(console.print, highlight=False)
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
         self._introduce(folder, say)
         results: list[Result] = []
         started = perf_counter()
@@ -265,6 +265,7 @@ class Experiment:
             folder.add(title, seed, *start.rounds)
             progress.skip(len(start.rounds))
             say(f"{title} seed {seed}: goes on after round {len(start.rounds)}")
+        told = {failure.cause for round in result.rounds for failure in round.failures}
         try:
             for round in simulate(
                 method, model, clients, config, start=start, keep=checkpoints.keep
@@ -272,11 +273,18 @@ class Experiment:
                 if not result.rounds:
                     facts = ", ".join(f"{k} {v}" for k, v in round.engine.items())
                     say(f"{title} seed {seed}: {facts}")
+                for failure in round.failures:
+                    if failure.cause not in told:
+                        told.add(failure.cause)
+                        say(f"{title} seed {seed} round {round.number}: {failure}")
                 result.rounds.append(round)
                 folder.add(title, seed, round)
                 progress.show(f"{title} seed {seed}", round, config.rounds)
         finally:
             checkpoints.save()
+        if sum(result.failures.values()) > len(told):
+            counts = (f"{number} {cause}" for cause, number in result.failures.items())
+            say(f"{title} seed {seed}: left out in all: {', '.join(counts)}")
         folder.add_clients(title, seed, clients, result.rounds[-1])
         if seed == self.config.seed:
             result.landscape = landscape(model, clients, seed)
@@ -294,4 +302,5 @@ _MAY_CHANGE = (
     "download",
     "checkpoint_every",
     "target_accuracy",
+    "min_clients",
 )

@@ -23,7 +23,16 @@ from .partition import Partition
 from .results import MEASURES, TARGET_ACCURACY, Result, figures, measure, methods_of, tables
 from .simulation import Round
 
-HISTORY_COLUMNS = ("method", "seed", "round", "seconds", "train_loss", *MEASURES)
+HISTORY_COLUMNS = (
+    "method",
+    "seed",
+    "round",
+    "seconds",
+    "train_loss",
+    "clients",
+    "failed",
+    *MEASURES,
+)
 CLIENT_COLUMNS = (
     "method",
     "seed",
@@ -155,7 +164,8 @@ class _CsvFile:
 def _history_row(round: Round) -> list[object]:
     """What history.csv holds of a round, from its column "round" on."""
     figures = (measure(round, column) for column in MEASURES)
-    return [round.number, f"{round.seconds:.6f}", round.train_loss, *figures]
+    taken = round.clients, round.failed
+    return [round.number, f"{round.seconds:.6f}", round.train_loss, *taken, *figures]
 
 
 def _client_row(client: Client, round: Round) -> list[object]:
@@ -201,6 +211,7 @@ def summarise(
                 "rounds": len(result.rounds),
                 "seconds": sum(round.seconds for round in result.rounds),
                 "engine": result.rounds[0].engine,
+                "failures": result.failures,
                 "accuracy_last_10": result.late("accuracy"),
                 "rounds_to_target": result.rounds_to(target_accuracy),
                 "global_on_test": _last_and_best(result, "evaluation", "accuracy"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -65,6 +66,11 @@ class Result:
     def evaluated(self) -> list[Round]:
         """The rounds that were evaluated."""
         return [r for r in self.rounds if r.evaluation or r.personal_on_local]
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How many clients failed in a round, over all rounds, by cause."""
+        return Counter(f.cause for round in self.rounds for f in round.failures)
 
     def curve(self, column: str) -> dict[int, float]:
         """A measure of history.csv by round, where it exists."""

@@ -12,6 +12,7 @@ from .client import Client
 from .config import RunConfig
 from .engine import Engine
 from .evaluation import cross_entropy, predict
+from .failures import INJECTED, NO_DATA, Failure
 from .flat import FlatModel, State
 from .seeding import Draws, generator
 from .training import Job, LocalWork, Trained
@@ -26,7 +27,8 @@ class Server:
         model: holds the global state; while clients train, anything.
         state: what is kept here from round to round, by name: empty before the first round.
         number: the round, counted from 1.
-        active: the round's clients that have data.
+        active: the round's clients; those that have failed, and those without data, are not.
+        failures: of the round so far, the first of each client, by its number.
         private: which of the model's values each client has of its own (`Method.private`).
     """
 
@@ -35,6 +37,7 @@ class Server:
         self.state: dict[str, Any] = {}
         self.number = 0
         self.active: list[Client] = []
+        self.failures: dict[int, Failure] = {}
         self.private: Tensor | None = None
         self._engine = engine
         self._config = config
@@ -48,19 +51,48 @@ class Server:
         """A new generator for a purpose of the run, the same in every round."""
         return generator(self._config.seed, purpose)
 
+    def reach(self, clients: Sequence[Client]) -> list[Client]:
+        """Those that have data, and that no injected failure keeps from this round."""
+        reached = []
+        for client in clients:
+            if len(client) == 0:
+                self.note(Failure(client.number, NO_DATA, "it has no training samples"))
+            elif self._is_made_to_fail(client):
+                rate = self._config.fail_rate
+                self.note(Failure(client.number, INJECTED, f"by a fail_rate of {rate:g}"))
+            else:
+                reached.append(client)
+        return reached
+
+    def _is_made_to_fail(self, client: Client) -> bool:
+        """The same whatever the method and whoever else takes part."""
+        if self._config.fail_rate == 0:
+            return False
+        draws = generator(self._config.seed, "failures", self.number, client.number)
+        return torch.rand((), generator=draws).item() < self._config.fail_rate
+
+    def note(self, failure: Failure) -> None:
+        """Keeps a client's first failure of the round."""
+        self.failures.setdefault(failure.client, failure)
+
     def ask_all(self, work: LocalWork) -> Iterator[tuple[Client, State]]:
         """Lets every client with data train a throw-away copy of the global model.
 
-        Yields the clients with the states they end in, each valid until the next one; `model` may
-        hold anything meanwhile, and the global state again at the end.
+        Yields the clients that do not fail with the states they end in, each valid until the next
+        one; `model` may hold anything meanwhile, and the global state again at the end.
         """
         before = self.model.state.copy()
-        jobs = [self.job(client, work, before) for client in self.clients if len(client) > 0]
-        for job, trained in zip(jobs, self.train(jobs, before.values), strict=True):
-            yield job.client, trained.state
+        clients = self.reach([client for client in self.clients if len(client) > 0])
+        jobs = [self.job(client, work, before) for client in clients]
+        results = self.train(jobs, before.values) if jobs else ()
+        for job, result in zip(jobs, results, strict=True):
+            if isinstance(result, Failure):
+                self.note(result)
+            else:
+                yield job.client, result.state
         self.model.load(before)
 
-    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
+    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained | Failure]:
         """What comes of jobs: see `Engine.train`."""
         return self._engine.train(jobs, anchor)
 

@@ -7,7 +7,7 @@ It names no method: a method says what a client trains and how the server combin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from .client import Client
 from .config import RunConfig
 from .engine import make_engine
-from .errors import ConfigError, NonFiniteModelError
+from .errors import ConfigError, NonFiniteModelError, RunError
 from .evaluation import Evaluation, LocalEvaluation, measure, measure_local, predict
+from .failures import NO_DATA, Failure
 from .flat import FlatModel, State
 from .linear import choose_as
 from .methods import Method, Update
@@ -32,6 +33,8 @@ from .workers import num_workers
 # Of a client's models, where clients keep theirs: the model's buffers (without values), and the
 # parameters that the method leaves with the clients (without buffers).
 BUFFERS, PRIVATE = "buffers", "private"
+
+Evaluations = tuple[Evaluation | None, LocalEvaluation | None, LocalEvaluation | None]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ class Round:
         personal_on_local: of each client's own model on its local test data; None where clients
             have no models of their own, too.
         engine: what trained the clients, and what was chosen: `Engine.facts`.
+        clients: how many took part: whose models were aggregated.
+        failed: how many were sampled, but left out.
+        failures: of these, and of clients that the method asked for something else; one a client.
     """
 
     number: int
@@ -59,6 +65,9 @@ class Round:
     global_on_local: LocalEvaluation | None = None
     personal_on_local: LocalEvaluation | None = None
     engine: dict[str, Any] = field(default_factory=dict)
+    clients: int = 0
+    failed: int = 0
+    failures: list[Failure] = field(default_factory=list)
 
 
 def simulate(
@@ -77,6 +86,9 @@ def simulate(
     that, and use one worker.) To compare methods, pass each the same data, config and initial
     model: then each sees the same clients and batches.
 
+    A client that fails (`fedkern.fl.failures`) is left out of its round, as if it had not been
+    sampled. Of its own models, those that it had trained well before stay.
+
     Args:
         method: trains clients and aggregates their updates.
         model: the initial global model, on the device of the clients' data set. It is made the
@@ -91,7 +103,8 @@ def simulate(
         ConfigError: the method cannot work with the model or the clients, or `start` is of other
             ones; before the first round.
         NonFiniteModelError: an aggregated model has nan or infinite entries.
-        RunError: what else a method cannot go on with.
+        RunError: fewer than config.min_clients are left in a round (in which, if that is 1, nobody
+            need have data: then nothing happens); or what else a method cannot go on with.
     """
     check_engine(method, config)
     method.prepare(model, clients, generator(config.seed, "method"))
@@ -107,12 +120,13 @@ def simulate(
         started = perf_counter()
         train_loss = math.nan
         sampled = [clients[k] for k in sample_clients(len(clients), config, number)]
-        server.number = number
-        server.active = [client for client in sampled if len(client) > 0]  # others have weight 0
+        server.number, server.failures = number, {}
+        server.active = server.reach(sampled)
+        _check_enough(server, server.failures, config)
         method.begin_round(server)
         if server.active:
             before = engine.model.state.copy()
-            aggregate = method.aggregate(_updates(method, server, before, config))
+            aggregate = method.aggregate(_updates(method, server, before, config), before)
             after = method.server_optimizer.step(before, aggregate.state, server.state)
             if server.private is not None:  # to the bit
                 kept = before.values[server.private]
@@ -123,9 +137,19 @@ def simulate(
         method.end_round(server)
         seconds = perf_counter() - started
 
-        due = number % config.eval_every == 0 or number == config.rounds
-        evaluations = _evaluate(method, server, config) if due else (None, None, None)
-        round = Round(number, seconds, train_loss, *evaluations, engine.facts)
+        evaluations: Evaluations = (None, None, None)
+        if number % config.eval_every == 0 or number == config.rounds:
+            evaluations = _evaluate(method, server, config)
+        round = Round(
+            number,
+            seconds,
+            train_loss,
+            *evaluations,
+            engine=engine.facts,
+            clients=len(server.active),
+            failed=len(sampled) - len(server.active),
+            failures=[*server.failures.values()],
+        )
         if keep is not None:
             rounds.append(round)
             keep(Snapshot.of(server, engine, rounds))
@@ -147,7 +171,13 @@ def sample_clients(clients: int, config: RunConfig, number: int) -> list[int]:
 
 
 def _updates(method: Method, server: Server, before: State, config: RunConfig) -> Iterator[Update]:
-    """Trains the active clients from the global state; what they keep is put in their states."""
+    """Trains the active clients from the global state; what they keep is put in their states.
+
+    In the end those that have failed are no longer active.
+
+    Raises:
+        RunError: too few are left.
+    """
     private = server.private
     jobs = []
     for works in zip(*map(method.local_work, server.active), strict=True):
@@ -156,8 +186,16 @@ def _updates(method: Method, server: Server, before: State, config: RunConfig) -
             if work.keeps is not None:
                 start = client.models.get(work.keeps, start)
             jobs.append(server.job(client, work, start))
+    failures: dict[int, Failure] = {}
     for job, trained in zip(jobs, server.train(jobs, before.values), strict=True):
-        client, state = job.client, trained.state
+        client = job.client
+        if isinstance(trained, Failure):
+            server.note(trained)
+            failures.setdefault(client.number, trained)
+            continue
+        if client.number in failures:  # in another of its jobs
+            continue
+        state = trained.state
         if job.work.keeps is not None:
             client.models[job.work.keeps] = state
             continue
@@ -167,6 +205,20 @@ def _updates(method: Method, server: Server, before: State, config: RunConfig) -
             client.models[PRIVATE] = State(state.values[private], [])
             state.values[private] = before.values[private]
         yield Update(state, len(client), trained.train_loss)
+    server.active = [client for client in server.active if client.number not in failures]
+    _check_enough(server, failures, config)
+
+
+def _check_enough(server: Server, failures: Mapping[int, Failure], config: RunConfig) -> None:
+    """Refuses a round with too few clients; but where one is enough, nobody may have data."""
+    found = sorted(failures.values(), key=lambda failure: failure.cause == NO_DATA)
+    only_without_data = bool(found) and found[0].cause == NO_DATA
+    if len(server.active) >= config.min_clients or (config.min_clients == 1 and only_without_data):
+        return
+    raise RunError(
+        f"round {server.number}: wanted at least min_clients = {config.min_clients} clients that "
+        + "; ".join([f"do not fail, got {len(server.active)}", *map(str, found[:1])])
+    )
 
 
 def _own(server: Server, client: Client, shared: State) -> State:
@@ -179,9 +231,7 @@ def _own(server: Server, client: Client, shared: State) -> State:
     return State(values, buffers)
 
 
-def _evaluate(
-    method: Method, server: Server, config: RunConfig
-) -> tuple[Evaluation | None, LocalEvaluation | None, LocalEvaluation | None]:
+def _evaluate(method: Method, server: Server, config: RunConfig) -> Evaluations:
     """The global model on the global test data; it and the clients' own on their local ones."""
     model, clients = server.model, server.clients
     dataset = clients[0].dataset

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -24,6 +25,7 @@ from .augment import draw_windows, through_windows
 from .config import RunConfig
 from .data import Dataset
 from .errors import ConfigError
+from .failures import Failure, attempt, check_finite
 from .flat import FlatModel, State
 from .losses import Loss
 from .reading import Reader, sent
@@ -54,7 +56,7 @@ class VmapEngine:
                     "vmap, whose batches are filled up to equal sizes"
                 )
 
-    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
+    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained | Failure]:
         """See `Engine`. Each kind of work is trained in parts of a round's clients."""
         size = self._config.clients_per_round
         for _, alike in groupby(jobs, key=_kind):
@@ -62,7 +64,21 @@ class VmapEngine:
             for first in range(0, len(part), size):
                 yield from self._train(part[first : first + size], anchor)
 
-    def _train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
+    def _train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained | Failure]:
+        """One batch; if it fails, its halves, down to the clients that do."""
+        results = attempt(partial(self._train_batch, jobs, anchor), jobs[0])
+        if not isinstance(results, Failure):
+            yield from results
+            return
+        self._stacks.clear()  # there may be no memory for others
+        if len(jobs) == 1:
+            yield results
+            return
+        half = len(jobs) // 2
+        yield from self._train(jobs[:half], anchor)
+        yield from self._train(jobs[half:], anchor)
+
+    def _train_batch(self, jobs: Sequence[Job], anchor: Tensor) -> list[Trained | Failure]:
         plan = _Plans(jobs, self.model, self._dataset, self._config)
         versions = [buffer._version for buffer in self.model.buffers]
         values, train_losses = self._stack_for(jobs, plan).train(jobs, plan, anchor)
@@ -71,8 +87,15 @@ class VmapEngine:
                 "engine: wanted serial (or buffers=frozen) for a model that changes its buffers, "
                 "got vmap, which has one model's buffers for all clients"
             )
-        for job, row, train_loss in zip(jobs, values, train_losses, strict=True):
-            yield Trained(State(row, job.start.buffers), train_loss)
+        trained = [
+            Trained(State(row, job.start.buffers), train_loss)
+            for job, row, train_loss in zip(jobs, values, train_losses, strict=True)
+        ]
+        if (values.sum(1) + train_losses).isfinite().all():  # waits for the device once
+            return [*trained]
+        return [
+            attempt(partial(check_finite, one), job) for one, job in zip(trained, jobs, strict=True)
+        ]
 
     def _stack_for(self, jobs: Sequence[Job], plan: _Plans) -> _Stack:
         """A stack for each kind of work: the shared models of a round, and the clients' own."""

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, Pipe, wait
 from queue import SimpleQueue
@@ -28,7 +29,8 @@ from torch import Tensor
 from .client import Client
 from .config import RunConfig
 from .data import Dataset
-from .errors import ConfigError, RunError
+from .errors import ConfigError
+from .failures import ERROR, OUT_OF_MEMORY, Failure, attempt, check_finite, failed
 from .flat import FlatModel, State
 from .training import Job, Trained, Trainer
 
@@ -36,7 +38,7 @@ from .training import Job, Trained, Trainer
 class Workers(Protocol):
     """Train jobs side by side."""
 
-    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
+    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained | Failure]:
         """The results in the order of the jobs; no more than two a worker are in memory."""
 
 
@@ -61,25 +63,28 @@ class ThreadWorkers:
     def __init__(self, trainers: Sequence[Trainer]) -> None:
         self._trainers = trainers
 
-    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
+    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained | Failure]:
         """See `Workers`."""
         idle: SimpleQueue[Trainer] = SimpleQueue()
         for trainer in self._trainers:
             idle.put(trainer)
 
-        def train(job: Job) -> Trained:
+        def train(trainer: Trainer, job: Job) -> Trained:
+            state, train_loss = check_finite(trainer.train(job, anchor))
+            return Trained(state.copy(), train_loss)
+
+        def train_with_idle(job: Job) -> Trained | Failure:
             trainer = idle.get()
             try:
-                state, train_loss = trainer.train(job, anchor)
-                return Trained(state.copy(), train_loss)
+                return attempt(partial(train, trainer, job), job)
             finally:
                 idle.put(trainer)
 
         pool = thread_pool(len(self._trainers))
         try:
-            waiting: deque[Future[Trained]] = deque()
+            waiting: deque[Future[Trained | Failure]] = deque()
             for job in jobs:
-                waiting.append(pool.submit(train, job))
+                waiting.append(pool.submit(train_with_idle, job))
                 if len(waiting) == 2 * len(self._trainers):
                     yield waiting.popleft().result()
             while waiting:
@@ -97,27 +102,32 @@ def thread_pool(workers: int) -> ThreadPoolExecutor:
 # ---- processes -----------------------------------------------------------------------------------
 
 
+_ENDED = (EOFError, OSError)  # of a connection whose other end is gone
+
+
 class ForkedWorkers:
     """Processes that were forked from this one; they end with it, or with this object.
 
-    Each has two jobs at a time while there are many, so that none waits for this process.
+    Each has two jobs at a time while there are many, so that none waits for this process. One that
+    dies costs the job it was at; another one is forked in its place.
     """
 
     def __init__(self, trainer: Trainer, count: int, dataset: Dataset) -> None:
         self._anchor = _shared_like(trainer.model.values)
-        self._all = [_Forked(trainer, dataset, self._anchor) for _ in range(count)]
+        self._fork = partial(_Forked, trainer, dataset, self._anchor)
+        self._all = [self._fork() for _ in range(count)]
 
-    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained]:
+    def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained | Failure]:
         """See `Workers`."""
         for worker in self._all:
             worker.forget()
         self._anchor.copy_(anchor)
         waiting = deque(enumerate(jobs))
-        done: dict[int, Trained | Exception] = {}
+        done: dict[int, Trained | Failure | Exception] = {}
         for number in range(len(jobs)):
             self._hand_out(waiting, number + 2 * len(self._all), anchor)
             while number not in done:
-                done.update(self._received())
+                done.update(self._received(waiting))
                 self._hand_out(waiting, number + 2 * len(self._all), anchor)
             result = done.pop(number)
             if isinstance(result, Exception):
@@ -130,16 +140,28 @@ class ForkedWorkers:
         Those are for whoever is free first.
         """
         while waiting and waiting[0][0] < end:
-            worker = min(self._all, key=lambda worker: len(worker.sent))
+            place = min(range(len(self._all)), key=lambda place: len(self._all[place].sent))
+            worker = self._all[place]
             if len(worker.sent) >= (2 if len(waiting) > len(self._all) else 1):
                 return
+            if not worker.sent and worker.has_ended():
+                worker = self._all[place] = self._fork()
             number, job = waiting.popleft()
             worker.send(number, job, job.start.values is anchor)
 
-    def _received(self) -> Iterator[tuple[int, Trained | Exception]]:
-        """Waits for results, and numbers of their jobs."""
+    def _received(
+        self, waiting: deque[tuple[int, Job]]
+    ) -> Iterator[tuple[int, Trained | Failure | Exception]]:
+        """Waits for results, and numbers of their jobs; what a dead process had not begun waits."""
         ready = wait([worker.connection for worker in self._all if worker.sent])
-        return (worker.receive() for worker in self._all if worker.connection in ready)
+        for worker in self._all:
+            if worker.connection in ready:
+                try:
+                    yield worker.receive()
+                except _ENDED:
+                    (number, job), *others = worker.forget()
+                    waiting.extendleft(reversed(others))
+                    yield number, worker.failure(job)
 
 
 class _Forked:
@@ -149,11 +171,11 @@ class _Forked:
 
     Attributes:
         connection: what is ready when a result has come.
-        sent: the numbers of the jobs that it has been sent, whose results have not come.
+        sent: the jobs that it has been sent, and their numbers, whose results have not come.
     """
 
     def __init__(self, trainer: Trainer, dataset: Dataset, anchor: Tensor) -> None:
-        self.sent: deque[int] = deque()
+        self.sent: deque[tuple[int, Job]] = deque()
         self._values = _shared_like(anchor), _shared_like(anchor)
         self._jobs = 0  # sent so far: they take turns with the memory
         self.connection, other = Pipe()
@@ -173,34 +195,47 @@ class _Forked:
         if not from_anchor:
             self._values[turn].copy_(job.start.values)
         self._jobs += 1
-        self.sent.append(number)
+        self.sent.append((number, job))
         client = job.client
         # NumPy's arrays are pickled in a fraction of a tensor's time.
         message = turn, from_anchor, client.number, client.indices.numpy(), job.work, job.draws
         # Plain pickle: multiprocessing's own would put every tensor into a shared file.
-        with suppress(BrokenPipeError):  # `receive` says that the process has ended
+        with suppress(*_ENDED):  # `receive` finds it out
             self.connection.send_bytes(pickle.dumps(message))
 
-    def receive(self) -> tuple[int, Trained | Exception]:
-        """The number of the job that was sent first, and what came of it."""
+    def receive(self) -> tuple[int, Trained | Failure | Exception]:
+        """The number of the job that was sent first, and what came of it.
+
+        Raises:
+            EOFError, OSError: the process has ended, which was at that job.
+        """
+        reply = pickle.loads(self.connection.recv_bytes())
         values = self._values[(self._jobs - len(self.sent)) % 2]
-        number = self.sent.popleft()
-        try:
-            reply = pickle.loads(self.connection.recv_bytes())
-        except (EOFError, ConnectionResetError):
-            self._process.join()
-            return number, RunError(
-                "workers: wanted a client's update, got the end of the worker's process, exit "
-                f"code {self._process.exitcode} (-9: killed, perhaps for want of memory)"
-            )
-        if isinstance(reply, Exception):
+        number, _ = self.sent.popleft()
+        if isinstance(reply, Failure | Exception):
             return number, reply
         return number, Trained(State(values.clone(), []), torch.tensor(reply, dtype=values.dtype))
 
-    def forget(self) -> None:
-        """Takes the results that nobody asked for."""
-        while self.sent:
-            self.receive()
+    def forget(self) -> list[tuple[int, Job]]:
+        """Takes the results that nobody asked for; those that will not come, it returns."""
+        with suppress(*_ENDED):
+            while self.sent:
+                self.receive()
+        lost = [*self.sent]
+        self.sent.clear()
+        return lost
+
+    def has_ended(self) -> bool:
+        """Whether the process is no more."""
+        return not self._process.is_alive()
+
+    def failure(self, job: Job) -> Failure:
+        """That of the client at whose job the process ended."""
+        self._process.join()
+        code = self._process.exitcode
+        if code == -signal.SIGKILL:
+            return failed(job, OUT_OF_MEMORY, f"its process was killed, exit code {code}")
+        return failed(job, ERROR, f"its process ended, exit code {code}")
 
 
 def _work(
@@ -221,7 +256,7 @@ def _work(
             return
         try:
             reply = pickle.dumps(_reply(trainer, dataset, anchor, values, pickle.loads(message)))
-        except Exception as error:
+        except Exception as error:  # no client's
             reply = pickle.dumps(error)
         with suppress(BrokenPipeError):  # who asked has been interrupted, and is gone
             connection.send_bytes(reply)
@@ -233,15 +268,20 @@ def _reply(
     anchor: Tensor,
     values: tuple[Tensor, Tensor],
     message: Any,
-) -> float:
+) -> float | Failure:
     """The training loss; the parameters are in the memory whose turn it is."""
     turn, from_anchor, number, indices, work, draws = message
     start = State(anchor if from_anchor else values[turn], [])
     samples = torch.from_numpy(indices)
     client = Client(number, dataset, samples, samples[:0])
-    state, train_loss = trainer.train(Job(client, work, start, draws), anchor)
-    values[turn].copy_(state.values)
-    return train_loss.item()
+    job = Job(client, work, start, draws)
+
+    def train() -> float:
+        state, train_loss = check_finite(trainer.train(job, anchor))
+        values[turn].copy_(state.values)
+        return train_loss.item()
+
+    return attempt(train, job)
 
 
 def _shared_like(values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, fields
 from typing import Any, get_type_hints
 
+from ..aggregation import AGGREGATIONS
 from ..errors import ConfigError, unknown_name
 from ..losses import LOSSES
 from ..server_optimizers import SERVER_OPTIMIZERS
@@ -67,7 +68,11 @@ METHODS: dict[str, type[Any]] = {
 }
 
 # Fields of every method that are chosen by name and have options of their own.
-PARTS: dict[str, dict[str, type[Any]]] = {"loss": LOSSES, "server_optimizer": SERVER_OPTIMIZERS}
+PARTS: dict[str, dict[str, type[Any]]] = {
+    "loss": LOSSES,
+    "aggregation": AGGREGATIONS,
+    "server_optimizer": SERVER_OPTIMIZERS,
+}
 
 
 def build_method(name: str, **options: Any) -> Method:
@@ -75,8 +80,9 @@ def build_method(name: str, **options: Any) -> Method:
 
     Args:
         name: from `METHODS`.
-        options: fields of the method, of its loss and of its server optimizer; ``loss``, a name
-            from `LOSSES`; ``server_optimizer``, one from `SERVER_OPTIMIZERS`.
+        options: fields of the method and of its parts; ``loss``, a name from `LOSSES`;
+            ``aggregation``, one from `AGGREGATIONS`; ``server_optimizer``, one from
+            `SERVER_OPTIMIZERS`.
 
     Raises:
         ConfigError: an unknown name, or an option's value that is refused.
@@ -137,7 +143,7 @@ def describe(method: Method) -> dict[str, Any]:
 
 
 def settings_of(owner: type[Any]) -> Iterator[Field[Any]]:
-    """The fields of a method, loss or server optimizer that are options."""
+    """The fields of a method or of a part that are options."""
     return (field for field in fields(owner) if "help" in field.metadata)
 
 

@@ -90,8 +90,13 @@ class Method(Protocol):
         As much for every client, and all but the last are kept by the client (`LocalWork.keeps`).
         """
 
-    def aggregate(self, updates: Iterable[Update]) -> Update:
-        """Combines at least one update, each used before the next is asked for."""
+    def aggregate(self, updates: Iterable[Update], before: State) -> Update:
+        """Combines at least one update, each used before the next is asked for.
+
+        Args:
+            updates: all are asked for.
+            before: the global state that they started from.
+        """
 
     def end_round(self, server: Server) -> None:
         """What comes after it; the server's model holds the new global state."""

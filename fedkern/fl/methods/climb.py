@@ -94,7 +94,10 @@ class Climb(FedAvg):
         taken = with_data if self.dual_clients == "all" else server.active
         if not taken:
             return
-        f = server.local_losses(taken)
+        losses = server.local_losses(taken)
+        known = losses.isfinite().tolist()  # one client's nan would be everyone's
+        taken = [client for client, finite in zip(taken, known, strict=True) if finite]
+        f = losses[losses.isfinite()]
         steps = self.dual_lr / len(taken) * (f - f.mean() - self.tolerance)
         for client, step in zip(taken, steps.tolist(), strict=True):
             client.state[DUAL] = min(max(client.state.get(DUAL, 0.0) + step, 0.0), LARGEST)

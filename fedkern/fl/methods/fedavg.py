@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..aggregation import Aggregation, Mean
 from ..client import Client
 from ..config import setting
 from ..errors import ConfigError, unknown_name
@@ -39,12 +40,14 @@ class FedAvg:
     Attributes:
         weighting: ``"uniform"`` (as in FedGA's experiments) or ``"samples"`` (as in the paper).
         loss: what the clients' SGD minimises.
+        aggregation: how the server combines the clients' models.
         server_optimizer: what the server makes of the mean.
         compat: a name from `faults`, or nothing.
     """
 
     weighting: str = setting("uniform", WEIGHTING_HELP)
     loss: Loss = field(default_factory=CrossEntropy)
+    aggregation: Aggregation = field(default_factory=Mean)
     server_optimizer: ServerOptimizer = field(default_factory=ServerAverage)
     compat: str = setting("", COMPAT_HELP)
 
@@ -95,28 +98,16 @@ class FedAvg:
         """SGD on the loss, from the global model."""
         return [LocalWork(self.loss, in_eval_mode=client.state.get(EVAL_MODE, False))]
 
-    def aggregate(self, updates: Iterable[Update]) -> Update:
-        """The mean of the clients' models, accumulated in float64 in the order they come.
-
-        Of integers (batch norm's counters) it is the largest.
-        """
-        total: list[Tensor] = []
-        train_loss = torch.zeros(())
-        weights = samples = 0
+    def aggregate(self, updates: Iterable[Update], before: State) -> Update:
+        """What `aggregation` makes of the clients' models."""
+        gathered = self.aggregation.gather(before)
+        train_loss, samples = torch.zeros(()), 0
         for update in updates:
             weight = update.num_samples if self.weighting == "samples" else 1
-            tensors = [update.state.values, *update.state.buffers]
-            total = total or [_zeros_like(tensor) for tensor in tensors]
-            for summed, tensor in zip(total, tensors, strict=True):
-                if tensor.is_floating_point():
-                    summed.add_(tensor.to(summed.dtype), alpha=weight)
-                else:
-                    torch.maximum(summed, tensor, out=summed)
+            gathered.add(update.state, weight)
             train_loss = train_loss + update.train_loss * update.num_samples
-            weights += weight
             samples += update.num_samples
-        values, *buffers = [t / weights if t.is_floating_point() else t for t in total]
-        return Update(State(values, buffers), samples, train_loss / samples)
+        return Update(gathered.combined(), samples, train_loss / samples)
 
     def end_round(self, server: Server) -> None:
         """Nothing."""
@@ -130,7 +121,3 @@ class FedAvg:
     ) -> AbstractContextManager[object] | None:
         """Clients have the global model."""
         return None
-
-
-def _zeros_like(tensor: Tensor) -> Tensor:
-    return torch.zeros_like(tensor, dtype=torch.float64 if tensor.is_floating_point() else None)

@@ -1,0 +1,228 @@
+"""How the server combines the models of a round's clients.
+
+Beside the mean, three that a few clients who send anything cannot ruin, whatever they send:
+
+    median          of every coordinate (Yin et al., arXiv 1803.01498)
+    trimmed_mean    of every coordinate without its smallest and its largest values (the same)
+    clipped_mean    of updates w_k - w_g, none longer than a bound (Sun et al., arXiv 1911.07963)
+
+They treat floating-point buffers (batch norm's statistics) as they do the parameters. Of integers
+(its counters) all take the largest. All compute in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .config import setting
+from .errors import ConfigError, check_not_negative
+from .flat import State
+
+_COLUMNS = 2**14  # that are sorted at a time: what lies in the cache
+
+
+class Gathered(Protocol):
+    """What the server holds of a round's models while they come."""
+
+    def add(self, state: State, weight: float) -> None:
+        """Takes a client's model, which is not used later."""
+
+    def combined(self) -> State:
+        """What comes of all of them, at least one; in float64."""
+
+
+class Aggregation(Protocol):
+    """A way to combine models, with its options: a frozen dataclass."""
+
+    def gather(self, before: State) -> Gathered:
+        """Starts a round, whose global state is `before`."""
+
+
+# ---- the mean ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mean(Aggregation):
+    """The weighted mean, accumulated in the order in which the models come."""
+
+    def gather(self, before: State) -> Gathered:
+        """See `Aggregation`."""
+        return _Sums(before)
+
+
+class _Sums:
+    def __init__(self, before: State) -> None:
+        self._weight = 0.0
+        self._sums = [
+            torch.zeros_like(tensor, dtype=torch.float64 if tensor.is_floating_point() else None)
+            for tensor in (before.values, *before.buffers)
+        ]
+
+    def add(self, state: State, weight: float) -> None:
+        for summed, tensor in zip(self._sums, (state.values, *state.buffers), strict=True):
+            if tensor.is_floating_point():
+                summed.add_(tensor.to(summed.dtype), alpha=weight)
+            else:
+                torch.maximum(summed, tensor, out=summed)
+        self._weight += weight
+
+    def combined(self) -> State:
+        values, *buffers = [s / self._weight if s.is_floating_point() else s for s in self._sums]
+        return State(values, buffers)
+
+
+# ---- robust ones ---------------------------------------------------------------------------------
+
+
+class Robust(Aggregation):
+    """An aggregation that looks at all models at once."""
+
+    def gather(self, before: State) -> Gathered:
+        """See `Aggregation`."""
+        return _Rows(self, before)
+
+    def reduce(self, rows: Tensor, weights: Tensor, before: Tensor) -> Tensor:
+        """One row of several.
+
+        Args:
+            rows: parameters, or a buffer, of each client, [n, P].
+            weights: of the clients, float64 [n].
+            before: the global ones, [P].
+
+        Returns:
+            float64 [P].
+        """
+        raise NotImplementedError
+
+
+class _Rows:
+    def __init__(self, aggregation: Robust, before: State) -> None:
+        self._aggregation, self._before = aggregation, before
+        self._states: list[State] = []
+        self._weights: list[float] = []
+
+    def add(self, state: State, weight: float) -> None:
+        self._states.append(state.copy())
+        self._weights.append(weight)
+
+    def combined(self) -> State:
+        before = [self._before.values, *self._before.buffers]
+        by_tensor = zip(*((s.values, *s.buffers) for s in self._states), strict=True)
+        values, *buffers = map(self._reduced, by_tensor, before)
+        return State(values, buffers)
+
+    def _reduced(self, tensors: tuple[Tensor, ...], before: Tensor) -> Tensor:
+        rows = torch.stack(tensors)
+        if not rows.is_floating_point():
+            return rows.amax(0)
+        weights = torch.tensor(self._weights, dtype=torch.float64, device=rows.device)
+        return self._aggregation.reduce(rows.flatten(1), weights, before.flatten()).view_as(before)
+
+
+@dataclass(frozen=True)
+class Median(Robust):
+    """The median of every coordinate, the mean of the two middle values of an even number.
+
+    It holds against less than half of the clients. They weigh the same.
+    """
+
+    def reduce(self, rows: Tensor, weights: Tensor, before: Tensor) -> Tensor:
+        """See `Robust`."""
+        return _mean_of_middle(rows, (len(rows) - 1) // 2)
+
+
+@dataclass(frozen=True)
+class TrimmedMean(Robust):
+    """The mean of every coordinate without its smallest and its largest values.
+
+    They weigh the same.
+
+    Attributes:
+        trim: the part of the clients that is cut off at either end, rounded down to whole clients;
+            as many may send anything.
+    """
+
+    trim: float = setting(0.2, "trimmed_mean: part of the clients cut off at either end")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.trim < 0.5:
+            raise ConfigError(f"trim: wanted a number in [0, 0.5), got {self.trim}")
+
+    def reduce(self, rows: Tensor, weights: Tensor, before: Tensor) -> Tensor:
+        """See `Robust`."""
+        return _mean_of_middle(rows, int(self.trim * len(rows) + 1e-9))  # 0.29 of 100 is 29
+
+
+@dataclass(frozen=True)
+class ClippedMean(Robust):
+    """The weighted mean, no client's update longer than a bound.
+
+    Attributes:
+        clip_norm: the largest L2 norm of the update of a client's parameters, and of each of its
+            buffers; 0 for the median of the round's norms.
+    """
+
+    clip_norm: float = setting(
+        0.0, "clipped_mean: largest norm of a client's update, 0 for the median of the round's"
+    )
+
+    def __post_init__(self) -> None:
+        check_not_negative("clip_norm", self.clip_norm)
+
+    def reduce(self, rows: Tensor, weights: Tensor, before: Tensor) -> Tensor:
+        """See `Robust`."""
+        start = before.double()
+        norms = torch.stack([(row - start).norm() for row in rows])
+        bound = self.clip_norm or _mean_of_middle(norms[:, None], (len(norms) - 1) // 2)
+        weights = weights / weights.sum() * (bound / norms).nan_to_num(nan=1.0).clamp(max=1)
+        update = torch.zeros_like(start)
+        for row, weight in zip(rows, weights, strict=True):
+            update += weight * (row - start)
+        return start + update
+
+
+def _mean_of_middle(rows: Tensor, cut: int) -> Tensor:
+    """The mean of each column of [n, P] without its `cut` smallest and largest: float64 [P]."""
+    parts = []
+    for part in torch.split(rows, _COLUMNS, 1):
+        ordered = _sorted(part)[cut : len(rows) - cut]
+        parts.append(torch.stack(ordered).mean(0, dtype=torch.float64))
+    return torch.cat(parts)
+
+
+def _sorted(rows: Tensor) -> list[Tensor]:
+    """Rows [n, P] whose columns are sorted: much faster than torch.sort for few long rows."""
+    ordered = list(rows)
+    for i, j in _exchanges(len(ordered)):
+        a, b = ordered[i], ordered[j]
+        ordered[i], ordered[j] = torch.minimum(a, b), torch.maximum(a, b)
+    return ordered
+
+
+def _exchanges(n: int) -> Iterator[tuple[int, int]]:
+    """The pairs (i, j) that sort any n things, if each is put in order, one after the other.
+
+    Batcher's merge exchange: Knuth, The Art of Computer Programming 3, 5.2.2, algorithm M.
+    """
+    top = 1 << max(0, (n - 1).bit_length() - 1)
+    p = top
+    while p > 0:
+        q, r, d = top, 0, p
+        while d > 0:
+            yield from ((i, i + d) for i in range(n - d) if i & p == r)
+            d, q, r = q - p, q // 2, p
+        p //= 2
+
+
+# Dataclasses that are an `Aggregation`; their fields are options on the command line.
+AGGREGATIONS: dict[str, type[Any]] = {
+    "mean": Mean,
+    "median": Median,
+    "trimmed_mean": TrimmedMean,
+    "clipped_mean": ClippedMean,
+}
