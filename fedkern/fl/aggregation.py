@@ -121,7 +121,8 @@ class _Rows:
         if not rows.is_floating_point():
             return rows.amax(0)
         weights = torch.tensor(self._weights, dtype=torch.float64, device=rows.device)
-        return self._aggregation.reduce(rows.flatten(1), weights, before.flatten()).view_as(before)
+        rows = rows.view(len(rows), -1)
+        return self._aggregation.reduce(rows, weights, before.flatten()).view_as(before)
 
 
 @dataclass(frozen=True)

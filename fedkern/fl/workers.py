@@ -218,9 +218,11 @@ class _Forked:
 
     def forget(self) -> list[tuple[int, Job]]:
         """Takes the results that nobody asked for; those that will not come, it returns."""
-        with suppress(*_ENDED):
+        try:
             while self.sent:
                 self.receive()
+        except _ENDED:
+            self._process.join()  # its connection is closed a little earlier
         lost = [*self.sent]
         self.sent.clear()
         return lost
@@ -231,7 +233,6 @@ class _Forked:
 
     def failure(self, job: Job) -> Failure:
         """That of the client at whose job the process ended."""
-        self._process.join()
         code = self._process.exitcode
         if code == -signal.SIGKILL:
             return failed(job, OUT_OF_MEMORY, f"its process was killed, exit code {code}")

@@ -13,7 +13,8 @@ def round_of(number, accuracy=None, train_loss=0.25):
     evaluation = None
     if accuracy is not None:
         evaluation = fl.Evaluation(10, accuracy, 0.5, 2.0, 1.5, 0.05, [accuracy, math.nan], 1)
-    return fl.Round(number, 0.125, train_loss, evaluation)
+    failures = [fl.Failure(2, "no data", "it has no training samples")]
+    return fl.Round(number, 0.125, train_loss, evaluation, clients=4, failed=1, failures=failures)
 
 
 def result_of(method, seed, *accuracies):

@@ -32,6 +32,7 @@ def test_given_values_win_over_defaults_and_none_does_not():
     [
         "clients",
         "clients_per_round",
+        "min_clients",
         "rounds",
         "local_epochs",
         "batch_size",
@@ -73,6 +74,10 @@ def test_clip_must_be_positive(value):
     ("settings", "message"),
     [
         ({"clients_per_round": 21}, "^clients_per_round: wanted at most clients = 20, got 21$"),
+        ({"min_clients": 6}, "^min_clients: wanted at most clients_per_round = 5, got 6$"),
+        ({"fail_rate": 1.0}, r"^fail_rate: wanted a number in \[0, 1\), got 1.0$"),
+        ({"fail_rate": -0.1}, r"^fail_rate: wanted a number in \[0, 1\), got -0.1$"),
+        ({"fail_rate": math.nan}, r"^fail_rate: wanted a number in \[0, 1\), got nan$"),
         ({"model": "lenett"}, "^model: wanted one of .*, got 'lenett' .did you mean 'lenet'?"),
         ({"partition": "idd"}, "^partition: wanted one of .*, got 'idd' .did you mean 'iid'?"),
         ({"buffers": "keep"}, "^buffers: wanted one of aggregate, frozen, local, got 'keep'"),

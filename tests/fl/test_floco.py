@@ -479,6 +479,7 @@ def test_published_defaults():
         "endpoints": 10,
         "tau": 250,
         "rho": 0.1,
+        "aggregation": fl.Mean(),
         "server_optimizer": fl.ServerAverage(),
         "compat": "",
     }

@@ -140,16 +140,18 @@ def updates(dtype):
 
 
 def test_aggregate_by_hand():
-    uniform = fl.FedAvg().aggregate(updates(torch.float32))
+    before = State(torch.zeros(2), [])
+    uniform = fl.FedAvg().aggregate(updates(torch.float32), before)
     assert uniform.state.values.tolist() == [2.5, 5.0]
-    by_samples = fl.FedAvg(weighting="samples").aggregate(updates(torch.float32))
+    by_samples = fl.FedAvg(weighting="samples").aggregate(updates(torch.float32), before)
     assert by_samples.state.values.tolist() == [3.25, 6.5]
     for update in (uniform, by_samples):
         assert update.num_samples == 4
         assert update.train_loss.item() == 7.0  # over samples, however the models are weighted
 
 
-def test_aggregate_takes_each_update_before_the_next_changes_it():
+@pytest.mark.parametrize("aggregation", [kind() for kind in fl.AGGREGATIONS.values()])
+def test_aggregate_takes_each_update_before_the_next_changes_it(aggregation):
     model = torch.zeros(3)
 
     def live():
@@ -157,7 +159,8 @@ def test_aggregate_takes_each_update_before_the_next_changes_it():
             model.fill_(value)
             yield fl.Update(State(model, []), 1, torch.tensor(0.0))
 
-    assert fl.FedAvg().aggregate(live()).state.values.tolist() == [3.0, 3.0, 3.0]
+    method, before = fl.FedAvg(aggregation=aggregation), State(torch.full((3,), 3.0), [])
+    assert method.aggregate(live(), before).state.values.tolist() == [3.0, 3.0, 3.0]
 
 
 @pytest.mark.parametrize(
@@ -302,6 +305,7 @@ def test_integers_are_not_averaged():
         for count in (3, 5):
             yield fl.Update(State(torch.tensor([1.0]), [torch.tensor(count)]), 1, torch.tensor(0.0))
 
-    weight, (counter,) = fl.FedAvg().aggregate(updates()).state
+    before = State(torch.tensor([0.0]), [torch.tensor(2)])
+    weight, (counter,) = fl.FedAvg().aggregate(updates(), before).state
     assert (counter.dtype, counter.item()) == (torch.int64, 5)
     assert weight.tolist() == [1.0]

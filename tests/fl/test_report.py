@@ -33,12 +33,12 @@ def test_history_is_written_round_by_round(tmp_path):
         rows = list(csv.reader((tmp_path / "a" / "b" / "history.csv").open()))
     assert tuple(rows[0]) == HISTORY_COLUMNS
     assert ",".join(rows[0]).startswith(
-        "method,seed,round,seconds,train_loss,accuracy,macro_f1,error_asymmetry,cross_entropy,"
+        "method,seed,round,seconds,train_loss,clients,failed,accuracy,macro_f1,error_asymmetry,cross_entropy,"
         "calibration_error,global_on_local_mean_accuracy,"
     )
     measured = [repr(1 / 3), "0.5", "2.0", "1.5", "0.05"]
-    assert rows[1] == ["fedga", "3", "1", "0.125000", "0.25", *measured, *[""] * 14]
-    assert rows[2] == ["fedga", "3", "2", "0.125000", "0.25", *[""] * 19]
+    assert rows[1] == ["fedga", "3", "1", "0.125000", "0.25", "4", "1", *measured, *[""] * 14]
+    assert rows[2] == ["fedga", "3", "2", "0.125000", "0.25", "4", "1", *[""] * 19]
 
 
 def test_a_run_is_not_overwritten_unless_asked_to(tmp_path):
@@ -88,6 +88,7 @@ def test_summary_by_hand(tmp_path):
     assert run["global_on_test"]["best"]["accuracy"] == 0.7
     assert run["global_on_test"]["last"]["per_class_accuracy"][0] == 0.7
     assert run["global_on_local"] is run["personal_on_local"] is None
+    assert run["failures"] == {"no data": 2}
     assert summary["partitions"] == [
         {
             "seed": 0,

@@ -113,8 +113,9 @@ def test_buffers_are_averaged_too(blobs):
 def test_a_global_model_that_is_not_finite_stops_the_run(blobs):
     partition = fl.iid(blobs.y_train, CONFIG.clients, 0)
     model = fl.build_model("mlp", blobs, fl.generator(0, "model"))
-    config = replace(CONFIG, lr=1e30, clip=math.inf)
-    rounds = fl.simulate(fl.FedAvg(), model, fl.make_clients(blobs, partition), config)
+    config = replace(CONFIG, eval_every=9)
+    method = fl.FedAvg(server_optimizer=fl.ServerAverage(1e45))
+    rounds = fl.simulate(method, model, fl.make_clients(blobs, partition), config)
     with pytest.raises(
         fl.NonFiniteModelError, match=r"^round \d: wanted a finite global model, got nan"
     ):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fedkern import fl
+from fedkern.fl.flat import FlatModel
+from fedkern.fl.training import Job, LocalWork
 
 # Small clients, several epochs, in batches that do not divide them.
 SMALL = fl.RunConfig(
@@ -56,6 +58,20 @@ def run(
     ends += [tensor for client in clients for tensor in _tensors({**client.models})]
     reported = [replace(round, seconds=0.0, engine={}) for round in rounds]
     return Run(reported, [tensor.detach().cpu() for tensor in ends], rounds[-1].engine)
+
+
+def jobs_of(model: FlatModel, dataset: fl.Dataset, clients: int = 6) -> list[Job]:
+    """Ordinary work of clients that share out the data, from the model as it is."""
+    parts = torch.arange(len(dataset.y_train)).chunk(clients)
+    return [
+        Job(
+            fl.Client(k, dataset, part, torch.arange(0)),
+            LocalWork(fl.CrossEntropy()),
+            model.state.copy(),
+            fl.Draws(0, 1, k),
+        )
+        for k, part in enumerate(parts)
+    ]
 
 
 def _tensors(kept: Any) -> Iterator[Tensor]:
