@@ -234,6 +234,8 @@ def test_options_reach_the_run(tmp_path):
         "--partition": "iid",
         "--clients": 7,
         "--clients-per-round": 2,
+        "--min-clients": 2,
+        "--fail-rate": 0.0625,
         "--rounds": 1,
         "--local-epochs": 1,
         "--batch-size": 16,
@@ -244,6 +246,8 @@ def test_options_reach_the_run(tmp_path):
         "--weighting": "samples",
         "--calibration": "gradient",
         "--counts": "client",
+        "--aggregation": "trimmed_mean",
+        "--trim": 0.125,
         "--server-optimizer": "avgm",
         "--server-lr": 0.5,
         "--server-momentum": 0.25,
@@ -261,6 +265,8 @@ def test_options_reach_the_run(tmp_path):
         "weighting": "samples",
         "calibration": "gradient",
         "counts": "client",
+        "aggregation": "trimmed_mean",
+        "trim": 0.125,
         "server_optimizer": "avgm",
         "server_lr": 0.5,
         "server_momentum": 0.25,
@@ -485,6 +491,19 @@ MISTAKES = [
     ),
     (["run", "--server-tau", "0.1"], "server_tau: wanted only with --server-optimizer adam or"),
     (["run", "--method", "fedrl", "--loss", "fedlc"], "loss: wanted cross_entropy for fedrl"),
+    (["run", "--min-clients", "0"], "min_clients: wanted an integer >= 1, got 0"),
+    (["run", "--min-clients", "6"], "min_clients: wanted at most clients_per_round = 5, got 6"),
+    (["run", "--fail-rate", "1"], r"fail_rate: wanted a number in \[0, 1\), got 1\.0"),
+    (["run", "--aggregation", "medain"], "aggregation: wanted one of .* .did you mean 'median'"),
+    (["run", "--trim", "0.1"], "trim: wanted only with --aggregation trimmed_mean, got it with"),
+    (
+        ["run", "--aggregation", "trimmed_mean", "--trim", "0.5"],
+        r"trim: wanted a number in \[0, 0\.5\), got 0\.5",
+    ),
+    (
+        ["run", "--aggregation", "clipped_mean", "--clip-norm", "-1"],
+        r"clip_norm: wanted a finite number >= 0, got -1\.0",
+    ),
     (["run", "--target-accuracy", "85"], r"target_accuracy: wanted a number in \[0, 1\], got 85"),
     (["run", "--layers", "slow"], "layers: wanted one of fast, plain, got 'slow'"),
     (["run", "--engine", "vmap", "--compile"], "compile: wanted engine serial or auto, got vmap"),
@@ -530,10 +549,41 @@ def test_a_diverged_run_keeps_what_was_written(tmp_path):
     options = ("--lr", 1e9, "--clip", "inf", "--rounds", 5, "--out", "out")
     result = fedkern_command("run", *options)
     assert result.exit_code == 1
-    assert re.match(r"fedkern: round \d: wanted a finite global model, got nan", result.stderr)
+    message = r"round \d: wanted at least min_clients = 1 .*: not finite: .* a lower lr or clip may"
+    assert re.match(f"fedkern: {message}", result.stderr)
+    assert result.stderr.count("\n") == 1
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert "wanted a finite global model" in summary["status"]
+    assert re.match(message, summary["status"])
     assert (tmp_path / "out" / "history.csv").exists()
+
+
+def test_failures_are_said_once_a_cause_and_counted(tmp_path):
+    options = ("--fail-rate", 0.5, "--clients", 2000, "--clients-per-round", 20, "--out", "out")
+    result = fedkern_command("run", *options, "--partition", "iid", "--rounds", 6)
+    assert result.exit_code == 0
+    lines = [line for line in result.stdout.splitlines() if "left out" in line]
+    assert len(lines) == 3
+    no_data, injected = sorted(lines[:2], key=lambda line: "injected" in line)
+    where = r"^fedga seed 0 round [1-6]: client \d+ was left out: "
+    assert re.match(f"{where}no data: it has no training samples$", no_data)
+    assert re.match(f"{where}injected: by a fail_rate of 0.5$", injected)
+    rows = history(tmp_path / "out")
+    assert all(int(row["clients"]) + int(row["failed"]) == 20 for row in rows)
+    (run,) = json.loads((tmp_path / "out" / "summary.json").read_text())["runs"]
+    assert sum(run["failures"].values()) == sum(int(row["failed"]) for row in rows)
+    counts = ", ".join(f"{count} {cause}" for cause, count in run["failures"].items())
+    assert lines[2] == f"fedga seed 0: left out in all: {counts}"
+
+
+def test_a_run_with_too_few_clients_keeps_what_was_written(tmp_path):
+    options = ("--fail-rate", 0.3, "--min-clients", 4, "--rounds", 50, "--out", "out")
+    result = fedkern_command("run", *options)
+    assert result.exit_code == 1
+    message = r"round (\d+): wanted at least min_clients = 4 clients that do not fail, got [0-3]; "
+    stopped = re.match(f"fedkern: {message}client .* injected: by a fail_rate", result.stderr)
+    assert stopped
+    assert result.stderr.count("\n") == 1
+    assert len(history(tmp_path / "out")) == int(stopped[1]) - 1
 
 
 def test_an_interrupted_comparison_keeps_what_was_done(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ import fedkern
 from .config import ENGINES
 from .errors import ConfigError
 from .evaluation import Evaluation, LocalEvaluation
+from .failures import Failure
 from .files import write_whole
 from .linear import Products, Shape
 from .model_store import Kind, ModelStore, Record, Table
@@ -186,7 +187,7 @@ def _kind(dtype: torch.dtype, shape: Sequence[int], device: str) -> Kind:
 
 def _plain_round(round: Round, whole: bool) -> dict[str, Any]:
     """A round, without figures of single clients unless the `whole` of it is wanted."""
-    plain = dict(vars(round))
+    plain = {**vars(round), "failures": [[*failure] for failure in round.failures]}
     for name in _EVALUATIONS:
         if plain[name] is not None:
             values = vars(plain[name])
@@ -198,7 +199,7 @@ def _plain_round(round: Round, whole: bool) -> dict[str, Any]:
 
 
 def _round(plain: Mapping[str, Any]) -> Round:
-    own = dict(plain)
+    own = {**plain, "failures": [Failure(*failure) for failure in plain["failures"]]}
     for name, kind in _EVALUATIONS.items():
         if own[name] is not None:
             own[name] = _checked(kind, own[name])

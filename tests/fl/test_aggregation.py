@@ -201,7 +201,7 @@ def backwards(job, values, anchor):
 def test_mnist_with_a_fifth_of_the_clients_sending_garbage(mnist, monkeypatch):
     """The published settings at alpha 1, 30 rounds. Of 10 sampled clients 2 are bad on average, and
     up to 4 in nearly all rounds: so many are trimmed."""
-    config = fl.RunConfig.for_dataset("mnist", rounds=30, alpha=1.0, eval_every=10)
+    config = fl.RunConfig.for_dataset("mnist", rounds=30, alpha=1.0, eval_every=30, workers=1)
     partition = fl.make_partition(mnist, config)
     make_engine = simulation.make_engine
 
