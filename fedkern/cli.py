@@ -20,6 +20,7 @@ from fedkern import fl
 from fedkern.fl import config_file
 from fedkern.fl.experiment import Experiment
 from fedkern.fl.methods import PARTS, describe, settings_of
+from fedkern.fl.ranks import Ranks, joined_ranks
 from fedkern.fl.report import RunFolder, file_name
 
 app = typer.Typer(
@@ -170,6 +171,9 @@ def _user_errors() -> Iterator[None]:
     except fl.ConfigError as error:
         typer.echo(f"fedkern: {error}", err=True)
         raise typer.Exit(2) from error
+    except (fl.RunError, OSError) as error:  # of another rank than the first; of files
+        typer.echo(f"fedkern: {error}", err=True)
+        raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         typer.echo("fedkern: interrupted", err=True)
         raise typer.Exit(130) from error
@@ -202,19 +206,28 @@ def _run_experiment(defaults: dict[str, Any], given: dict[str, Any]) -> None:
     settings = config_file.merge(defaults, before, given)
     out, overwrite = resumed or settings.pop("out", None), settings.pop("overwrite", False)
     experiment = Experiment.prepare(settings.pop("methods"), settings.pop("seeds"), settings)
-    if resumed is not None:
-        experiment.check_resumable(resumed, before)
-    if out is None:
-        names = map(file_name, experiment.methods)
-        title = "-".join([Path(experiment.config.dataset).stem, *names])
-        out = f"runs/{title}-{datetime.now():%Y%m%d-%H%M%S}"
-    out = Path(out)
+    with _sigterm_exits(), joined_ranks(experiment.config.torch_device()) as ranks:
+        if ranks.rank > 0:
+            experiment.assist(ranks)
+            return
+        if resumed is not None:
+            experiment.check_resumable(resumed, before)
+        if out is None:
+            names = map(file_name, experiment.methods)
+            title = "-".join([Path(experiment.config.dataset).stem, *names])
+            out = f"runs/{title}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder = RunFolder(Path(out), overwrite=overwrite, resumed=resumed is not None)
+        _report(experiment, folder, ranks)
+
+
+def _report(experiment: Experiment, folder: RunFolder, ranks: Ranks) -> None:
+    """Runs an experiment, and says how it has ended and where its results are."""
     console = Console()
     if not console.is_terminal:
         console.width = 200  # a file has room for a table of many methods
-    folder = RunFolder(out, overwrite=overwrite, resumed=resumed is not None)
-    with _sigterm_exits(), folder:
-        _, status, exit_code = experiment.run(folder, console)
+    with folder:
+        _, status, exit_code = experiment.run(folder, console, ranks)
+    out = folder.path
     typer.echo(f"fedkern: {status}; results are in {out}", err=exit_code != 0)
     if exit_code and experiment.config.checkpoint_every:
         typer.echo(f"fedkern: `fedkern run --resume {out}` goes on with it", err=True)

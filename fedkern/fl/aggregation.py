@@ -22,6 +22,7 @@ from torch import Tensor
 from .config import setting
 from .errors import ConfigError, check_not_negative
 from .flat import State
+from .ranks import Ranks
 
 _COLUMNS = 2**14  # that are sorted at a time: what lies in the cache
 
@@ -32,6 +33,10 @@ class Gathered(Protocol):
     def add(self, state: State, weight: float) -> None:
         """Takes a client's model, which is not used later."""
 
+    @property
+    def parts(self) -> list[Tensor]:
+        """What all ranks have taken is the sum of these, put in their place (`Ranks.sum`)."""
+
     def combined(self) -> State:
         """What comes of all of them, at least one; in float64."""
 
@@ -39,8 +44,14 @@ class Gathered(Protocol):
 class Aggregation(Protocol):
     """A way to combine models, with its options: a frozen dataclass."""
 
-    def gather(self, before: State) -> Gathered:
-        """Starts a round, whose global state is `before`."""
+    def gather(self, before: State, clients: int, ranks: Ranks) -> Gathered:
+        """Starts a round.
+
+        Args:
+            before: its global state.
+            clients: how many models come at most, to all ranks.
+            ranks: among which they are shared out.
+        """
 
 
 # ---- the mean ------------------------------------------------------------------------------------
@@ -50,16 +61,20 @@ class Aggregation(Protocol):
 class Mean(Aggregation):
     """The weighted mean, accumulated in the order in which the models come."""
 
-    def gather(self, before: State) -> Gathered:
+    def gather(self, before: State, clients: int, ranks: Ranks) -> Gathered:
         """See `Aggregation`."""
-        return _Sums(before)
+        return _Sums(before, ranks)
 
 
 class _Sums:
-    def __init__(self, before: State) -> None:
-        self._weight = 0.0
+    def __init__(self, before: State, ranks: Ranks) -> None:
+        self._rank = ranks.rank
+        self._weight = torch.zeros((), dtype=torch.float64)
+        # Of integers each rank has a row, for its largest.
         self._sums = [
-            torch.zeros_like(tensor, dtype=torch.float64 if tensor.is_floating_point() else None)
+            torch.zeros_like(tensor, dtype=torch.float64)
+            if tensor.is_floating_point()
+            else tensor.new_zeros(ranks.size, *tensor.shape)
             for tensor in (before.values, *before.buffers)
         ]
 
@@ -68,11 +83,18 @@ class _Sums:
             if tensor.is_floating_point():
                 summed.add_(tensor.to(summed.dtype), alpha=weight)
             else:
-                torch.maximum(summed, tensor, out=summed)
+                torch.maximum(summed[self._rank], tensor, out=summed[self._rank])
         self._weight += weight
 
+    @property
+    def parts(self) -> list[Tensor]:
+        return [self._weight, *self._sums]
+
     def combined(self) -> State:
-        values, *buffers = [s / self._weight if s.is_floating_point() else s for s in self._sums]
+        values, *buffers = [
+            summed / self._weight if summed.is_floating_point() else summed.amax(0)
+            for summed in self._sums
+        ]
         return State(values, buffers)
 
 
@@ -82,9 +104,9 @@ class _Sums:
 class Robust(Aggregation):
     """An aggregation that looks at all models at once."""
 
-    def gather(self, before: State) -> Gathered:
+    def gather(self, before: State, clients: int, ranks: Ranks) -> Gathered:
         """See `Aggregation`."""
-        return _Rows(self, before)
+        return _Rows(self, before, clients, ranks)
 
     def reduce(self, rows: Tensor, weights: Tensor, before: Tensor) -> Tensor:
         """One row of several.
@@ -101,26 +123,34 @@ class Robust(Aggregation):
 
 
 class _Rows:
-    def __init__(self, aggregation: Robust, before: State) -> None:
-        self._aggregation, self._before = aggregation, before
-        self._states: list[State] = []
-        self._weights: list[float] = []
+    def __init__(self, aggregation: Robust, before: State, clients: int, ranks: Ranks) -> None:
+        self._aggregation = aggregation
+        self._before = [before.values, *before.buffers]
+        self._rows = [tensor.new_zeros(clients, *tensor.shape) for tensor in self._before]
+        self._weights = torch.zeros(clients, dtype=torch.float64)  # 0 where no model has come
+        self._free = iter(range(ranks.rank, clients, ranks.size))
 
     def add(self, state: State, weight: float) -> None:
-        self._states.append(state.copy())
-        self._weights.append(weight)
+        row = next(self._free)
+        for rows, tensor in zip(self._rows, (state.values, *state.buffers), strict=True):
+            rows[row] = tensor
+        self._weights[row] = weight
+
+    @property
+    def parts(self) -> list[Tensor]:
+        return [self._weights, *self._rows]
 
     def combined(self) -> State:
-        before = [self._before.values, *self._before.buffers]
-        by_tensor = zip(*((s.values, *s.buffers) for s in self._states), strict=True)
-        values, *buffers = map(self._reduced, by_tensor, before)
+        values, *buffers = map(self._reduced, self._rows, self._before)
         return State(values, buffers)
 
-    def _reduced(self, tensors: tuple[Tensor, ...], before: Tensor) -> Tensor:
-        rows = torch.stack(tensors)
+    def _reduced(self, rows: Tensor, before: Tensor) -> Tensor:
+        come = self._weights > 0
+        if not come.all():
+            rows = rows[come.to(rows.device)]
         if not rows.is_floating_point():
             return rows.amax(0)
-        weights = torch.tensor(self._weights, dtype=torch.float64, device=rows.device)
+        weights = self._weights[come].to(rows.device)
         rows = rows.view(len(rows), -1)
         return self._aggregation.reduce(rows, weights, before.flatten()).view_as(before)
 

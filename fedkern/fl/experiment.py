@@ -27,6 +27,7 @@ from .methods import Method, build_methods, describe
 from .models import build_model
 from .partition import Partition, make_partition
 from .progress import Progress
+from .ranks import Ranks
 from .report import (
     CHECKPOINTS,
     RunFolder,
@@ -39,6 +40,7 @@ from .report import (
 from .results import Result, tables
 from .seeding import generator
 from .simulation import check_engine, simulate
+from .snapshot import shared_start
 
 
 class Outcome(NamedTuple):
@@ -151,8 +153,8 @@ class Experiment:
             for title in self.methods:
                 self.checkpoints(folder, title, seed, say=str).resume()
 
-    def run(self, folder: RunFolder, console: Console) -> Outcome:
-        """Runs, writes and reports; a run that stops early is reported as it is."""
+    def run(self, folder: RunFolder, console: Console, ranks: Ranks) -> Outcome:
+        """Runs, writes and reports, as the first rank; what stops early is reported as it is."""
         config = self.config
         config_file.write(self.settings(), folder.path / "config.toml")
         folder.write_json(
@@ -173,7 +175,7 @@ class Experiment:
         try:
             total = len(self.partitions) * len(self.methods) * config.rounds
             with Progress(console, total) as progress:
-                self._simulate_all(folder, results, say, progress)
+                self._simulate_all(folder, results, say, progress, ranks)
         except KeyboardInterrupt:
             status, exit_code = "interrupted", 130
         except SystemExit:  # SIGTERM, see fedkern.cli
@@ -236,13 +238,14 @@ class Experiment:
         results: list[Result],
         say: Callable[[str], object],
         progress: Progress,
+        ranks: Ranks,
     ) -> None:
         """Fills `results` and the folder's files; what is there when it is interrupted, stays."""
         dataset = self.dataset.to(self.config.torch_device())
         for seed in self.partitions:
             for title, method in self.methods.items():
                 results.append(Result(title, seed, method.marks))
-                self._simulate(results[-1], dataset, folder, say, progress)
+                self._simulate(results[-1], dataset, folder, say, progress, ranks)
 
     def _simulate(
         self,
@@ -251,6 +254,7 @@ class Experiment:
         folder: RunFolder,
         say: Callable[[str], object],
         progress: Progress,
+        ranks: Ranks,
     ) -> None:
         """One run, from its beginning or from its last checkpoint."""
         title, seed, config = result.method, result.seed, replace(self.config, seed=result.seed)
@@ -259,7 +263,8 @@ class Experiment:
             checkpoints.resume()
         model = self.initial_model(seed).to(config.torch_device())
         clients = make_clients(dataset, self.partitions[seed], checkpoints.store)
-        start, method = checkpoints.start, self.methods[title]
+        method, keep = self.methods[title], checkpoints.keep
+        start = shared_start(checkpoints.start, clients, ranks)
         if start is not None:
             result.rounds += start.rounds
             folder.add(title, seed, *start.rounds)
@@ -267,9 +272,8 @@ class Experiment:
             say(f"{title} seed {seed}: goes on after round {len(start.rounds)}")
         told = {failure.cause for round in result.rounds for failure in round.failures}
         try:
-            for round in simulate(
-                method, model, clients, config, start=start, keep=checkpoints.keep
-            ):
+            run = simulate(method, model, clients, config, start=start, keep=keep, ranks=ranks)
+            for round in run:
                 if not result.rounds:
                     facts = ", ".join(f"{k} {v}" for k, v in round.engine.items())
                     say(f"{title} seed {seed}: {facts}")
@@ -288,6 +292,18 @@ class Experiment:
         folder.add_clients(title, seed, clients, result.rounds[-1])
         if seed == self.config.seed:
             result.landscape = landscape(model, clients, seed)
+
+    def assist(self, ranks: Ranks) -> None:
+        """What the other ranks do while the first one runs."""
+        dataset = self.dataset.to(self.config.torch_device())
+        for seed, partition in self.partitions.items():
+            for method in self.methods.values():
+                model = self.initial_model(seed).to(self.config.torch_device())
+                clients = make_clients(dataset, partition)
+                start = shared_start(None, clients, ranks)
+                config = replace(self.config, seed=seed)
+                for _ in simulate(method, model, clients, config, start=start, ranks=ranks):
+                    pass
 
 
 def _unwritten(folder: RunFolder, error: OSError) -> str:

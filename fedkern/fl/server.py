@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from .engine import Engine
 from .evaluation import cross_entropy, predict
 from .failures import INJECTED, NO_DATA, Failure
 from .flat import FlatModel, State
+from .ranks import Ranks
 from .seeding import Draws, generator
 from .training import Job, LocalWork, Trained
 from .workers import num_workers
@@ -30,10 +31,13 @@ class Server:
         active: the round's clients; those that have failed, and those without data, are not.
         failures: of the round so far, the first of each client, by its number.
         private: which of the model's values each client has of its own (`Method.private`).
+        ranks: among which the clients' work is shared out.
     """
 
-    def __init__(self, engine: Engine, clients: Sequence[Client], config: RunConfig) -> None:
-        self.clients = clients
+    def __init__(
+        self, engine: Engine, clients: Sequence[Client], config: RunConfig, ranks: Ranks
+    ) -> None:
+        self.clients, self.ranks = clients, ranks
         self.state: dict[str, Any] = {}
         self.number = 0
         self.active: list[Client] = []
@@ -75,22 +79,38 @@ class Server:
         """Keeps a client's first failure of the round."""
         self.failures.setdefault(failure.client, failure)
 
-    def ask_all(self, work: LocalWork) -> Iterator[tuple[Client, State]]:
+    def ask_all(
+        self, work: LocalWork, answer: Callable[[Client, State], Tensor]
+    ) -> list[tuple[Client, Tensor]]:
         """Lets every client with data train a throw-away copy of the global model.
 
-        Yields the clients that do not fail with the states they end in, each valid until the next
-        one; `model` may hold anything meanwhile, and the global state again at the end.
+        Args:
+            work: what they train.
+            answer: what a client then sends of the state that it ends in (which later ones take
+                the place of), of one shape for all.
+
+        Returns:
+            The clients that do not fail, and their answers.
         """
         before = self.model.state.copy()
         clients = self.reach([client for client in self.clients if len(client) > 0])
-        jobs = [self.job(client, work, before) for client in clients]
+        places = self.ranks.share(range(len(clients)))
+        jobs = [self.job(clients[place], work, before) for place in places]
         results = self.train(jobs, before.values) if jobs else ()
-        for job, result in zip(jobs, results, strict=True):
+        answers: dict[int, Tensor] = {}
+        failures: list[Failure] = []
+        for place, job, result in zip(places, jobs, results, strict=True):
             if isinstance(result, Failure):
-                self.note(result)
+                failures.append(result)
             else:
-                yield job.client, result.state
+                answers[place] = answer(job.client, result.state)
         self.model.load(before)
+        for failure in self.ranks.collect(failures):
+            self.note(failure)
+        if self.ranks.size > 1:
+            own = [(place, own.cpu()) for place, own in answers.items()]
+            answers = dict(sorted(self.ranks.collect(own), key=lambda found: found[0]))
+        return [(clients[place], own.to(before.values.device)) for place, own in answers.items()]
 
     def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained | Failure]:
         """What comes of jobs: see `Engine.train`."""
@@ -108,8 +128,14 @@ class Server:
             Each client's mean over samples, float64 [len(clients)] on the CPU.
         """
         dataset = clients[0].dataset
-        indices = torch.cat([client.indices for client in clients])
-        workers = num_workers(self._config, dataset.x_train.device)
-        logits = predict(self.model.module, dataset.x_train, indices, workers=workers)
-        losses = cross_entropy(logits, dataset.y_train[indices].cpu(), reduction="none").double()
-        return torch.stack([part.mean() for part in torch.split(losses, [*map(len, clients)])])
+        means = torch.zeros(len(clients), dtype=torch.float64)
+        if own := self.ranks.share(clients):
+            indices = torch.cat([client.indices for client in own])
+            workers = num_workers(self._config, dataset.x_train.device)
+            logits = predict(self.model.module, dataset.x_train, indices, workers=workers)
+            targets = dataset.y_train[indices].cpu()
+            losses = cross_entropy(logits, targets, reduction="none").double()
+            parts = torch.split(losses, [*map(len, own)])
+            means[self.ranks.rank :: self.ranks.size] = torch.stack([p.mean() for p in parts])
+        self.ranks.sum([means])
+        return means

@@ -25,6 +25,7 @@ from .failures import NO_DATA, Failure
 from .flat import FlatModel, State
 from .linear import choose_as
 from .methods import Method, Update
+from .ranks import Ranks
 from .seeding import generator
 from .server import Server
 from .snapshot import Snapshot
@@ -78,6 +79,7 @@ def simulate(
     *,
     start: Snapshot | None = None,
     keep: Callable[[Snapshot], object] | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Round]:
     """Runs federated learning and yields each round as it ends.
 
@@ -98,13 +100,16 @@ def simulate(
         start: a run with the same arguments, to go on with after its last round; the clients'
             models are what they were then (`ModelStore`).
         keep: is called with what the run can go on from, after each round, before it is yielded.
+        ranks: of the processes that share the clients, all of which call this with the same other
+            arguments but `keep`; only the first one evaluates. By default this one is alone.
 
     Raises:
         ConfigError: the method cannot work with the model or the clients, or `start` is of other
             ones; before the first round.
         NonFiniteModelError: an aggregated model has nan or infinite entries.
         RunError: fewer than config.min_clients are left in a round (in which, if that is 1, nobody
-            need have data: then nothing happens); or what else a method cannot go on with.
+            need have data: then nothing happens); a rank has ended; or what else a method cannot go
+            on with.
     """
     check_engine(method, config)
     method.prepare(model, clients, generator(config.seed, "method"))
@@ -112,7 +117,7 @@ def simulate(
     if start is not None:
         choose_as(start.products)
     engine = make_engine(model, clients[0].dataset, config, start.engine if start else None)
-    server = Server(engine, clients, config)
+    server = Server(engine, clients, config, ranks or Ranks())
     server.private = method.private(engine.model)
     if start is not None:
         start.restore(server)
@@ -126,7 +131,7 @@ def simulate(
         method.begin_round(server)
         if server.active:
             before = engine.model.state.copy()
-            aggregate = method.aggregate(_updates(method, server, before, config), before)
+            aggregate = method.aggregate(_Training(method, server, before, config), before)
             after = method.server_optimizer.step(before, aggregate.state, server.state)
             if server.private is not None:  # to the bit
                 kept = before.values[server.private]
@@ -138,7 +143,8 @@ def simulate(
         seconds = perf_counter() - started
 
         evaluations: Evaluations = (None, None, None)
-        if number % config.eval_every == 0 or number == config.rounds:
+        due = number % config.eval_every == 0 or number == config.rounds
+        if due and server.ranks.rank == 0:
             evaluations = _evaluate(method, server, config)
         round = Round(
             number,
@@ -170,43 +176,91 @@ def sample_clients(clients: int, config: RunConfig, number: int) -> list[int]:
     return torch.randperm(clients, generator=draws)[: config.clients_per_round].tolist()
 
 
-def _updates(method: Method, server: Server, before: State, config: RunConfig) -> Iterator[Update]:
-    """Trains the active clients from the global state; what they keep is put in their states.
+class _Training:
+    """A round's training: the updates of this rank's share of the active clients.
 
-    In the end those that have failed are no longer active.
+    What clients keep is put among their models, on all ranks. In the end those that have failed are
+    no longer active.
 
-    Raises:
-        RunError: too few are left.
+    Attributes:
+        clients, ranks: see `Updates`.
     """
-    private = server.private
-    jobs = []
-    for works in zip(*map(method.local_work, server.active), strict=True):
-        for client, work in zip(server.active, works, strict=True):
+
+    def __init__(self, method: Method, server: Server, before: State, config: RunConfig) -> None:
+        self.clients, self.ranks = len(server.active), server.ranks
+        self._server, self._before, self._config = server, before, config
+        self._works = [*zip(*map(method.local_work, server.active), strict=True)]
+        # Of each kind of work, which clients have done it.
+        self._done = torch.zeros(len(self._works), self.clients, dtype=torch.float64)
+        self._failures: dict[int, Failure] = {}
+
+    def __iter__(self) -> Iterator[Update]:
+        server, before = self._server, self._before
+        private = server.private
+        places = [
+            (kind, place)
+            for kind in range(len(self._works))
+            for place in self.ranks.share(range(self.clients))
+        ]
+        jobs = []
+        for kind, place in places:
+            client, work = server.active[place], self._works[kind][place]
             start = _own(server, client, before)
             if work.keeps is not None:
                 start = client.models.get(work.keeps, start)
             jobs.append(server.job(client, work, start))
-    failures: dict[int, Failure] = {}
-    for job, trained in zip(jobs, server.train(jobs, before.values), strict=True):
-        client = job.client
-        if isinstance(trained, Failure):
-            server.note(trained)
-            failures.setdefault(client.number, trained)
-            continue
-        if client.number in failures:  # in another of its jobs
-            continue
-        state = trained.state
-        if job.work.keeps is not None:
-            client.models[job.work.keeps] = state
-            continue
-        if config.buffers == "local":
-            client.models[BUFFERS] = State(state.values[:0], state.buffers)
-        if private is not None:  # the server sees what it has sent
-            client.models[PRIVATE] = State(state.values[private], [])
-            state.values[private] = before.values[private]
-        yield Update(state, len(client), trained.train_loss)
-    server.active = [client for client in server.active if client.number not in failures]
-    _check_enough(server, failures, config)
+        results = server.train(jobs, before.values) if jobs else ()
+        for at, job, trained in zip(places, jobs, results, strict=True):
+            client = job.client
+            if isinstance(trained, Failure):
+                self._failures.setdefault(client.number, trained)
+                continue
+            if client.number in self._failures:  # in another of its jobs
+                continue
+            self._done[at] = 1
+            state = trained.state
+            if job.work.keeps is not None:
+                client.models[job.work.keeps] = state
+                continue
+            if self._config.buffers == "local":
+                client.models[BUFFERS] = State(state.values[:0], state.buffers)
+            if private is not None:  # the server sees what it has sent
+                client.models[PRIVATE] = State(state.values[private], [])
+                state.values[private] = before.values[private]
+            yield Update(state, len(client), trained.train_loss)
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """See `Updates`."""
+        server = self._server
+        self.ranks.sum([*tensors, self._done])
+        failures: dict[int, Failure] = {}
+        if not self._done.all():
+            found = {f.client: f for f in self.ranks.collect([*self._failures.values()])}
+            failures = {c.number: found[c.number] for c in server.active if c.number in found}
+        self._send_models()
+        for failure in failures.values():
+            server.note(failure)
+        server.active = [client for client in server.active if client.number not in failures]
+        _check_enough(server, failures, self._config)
+
+    def _send_models(self) -> None:
+        """Gives all ranks what clients keep of the models that they have trained."""
+        if self.ranks.size == 1:
+            return
+        server, (values, buffers) = self._server, self._before
+        for kind, works in enumerate(self._works):
+            like = {works[0].keeps: State(values, buffers)} if works[0].keeps is not None else {}
+            if works[0].keeps is None and self._config.buffers == "local":
+                like[BUFFERS] = State(values[:0], buffers)
+            if works[0].keeps is None and server.private is not None:
+                like[PRIVATE] = State(values[server.private], [])
+            for place, client in enumerate(server.active):
+                for name, shaped in like.items() if self._done[kind, place] else ():
+                    owner = place % self.ranks.size
+                    own = owner == self.ranks.rank
+                    sent = self.ranks.send(client.models[name] if own else shaped, owner)
+                    if not own:
+                        client.models[name] = sent
 
 
 def _check_enough(server: Server, failures: Mapping[int, Failure], config: RunConfig) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from . import linear
+from .client import Client
 from .engine import Engine
 from .errors import ConfigError
+from .flat import State
+from .ranks import Ranks
 from .server import Server
 
 if TYPE_CHECKING:
@@ -63,3 +66,32 @@ class Snapshot:
             raise ConfigError(f"clients: wanted those of {len(server.clients)}, got others")
         for number, state in self.clients.items():
             server.clients[number].state.update(state)
+
+
+def shared_start(
+    start: Snapshot | None, clients: Sequence[Client], ranks: Ranks
+) -> Snapshot | None:
+    """The first rank's start, with what its clients have of models, on all ranks."""
+    if ranks.size == 1:
+        return start
+    start = ranks.send_object(start)
+    if start is None:
+        return None
+    models = [(client.number, name) for client in clients for name in client.models]
+    for number, name in ranks.send_object(models):
+        own = clients[number].models
+        state = ranks.send_object(own[name] if ranks.rank == 0 else None)
+        if ranks.rank > 0 and state is not None:
+            own[name] = _here(state)
+    return replace(start, server=_here(start.server), clients=_here(start.clients))
+
+
+def _here(thing: Any) -> Any:
+    """The same with its tensors on this rank's GPU, if they are on one."""
+    if isinstance(thing, Tensor):
+        return thing.cuda() if thing.is_cuda else thing
+    if isinstance(thing, dict):
+        return {key: _here(part) for key, part in thing.items()}
+    if isinstance(thing, State):
+        return State(_here(thing.values), [*map(_here, thing.buffers)])
+    return thing

@@ -32,6 +32,7 @@ from .data import Dataset
 from .errors import ConfigError
 from .failures import ERROR, OUT_OF_MEMORY, Failure, attempt, check_finite, failed
 from .flat import FlatModel, State
+from .ranks import local_ranks
 from .training import Job, Trained, Trainer
 
 
@@ -308,4 +309,5 @@ def num_workers(config: RunConfig, device: torch.device) -> int:
     if config.workers is not None or device.type != "cpu":
         return config.workers or 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(config.clients_per_round, (cores or 1) // torch.get_num_threads()))
+    cores = (cores or 1) // local_ranks()
+    return max(1, min(config.clients_per_round, cores // torch.get_num_threads()))

@@ -127,7 +127,9 @@ def test_a_resumed_run_ends_in_the_same_bits(images, tmp_path, method, build, se
 def test_auto_keeps_to_its_choice(blobs, tmp_path, monkeypatch):
     config = replace(CONFIG, engine="auto")
     seconds = {"SerialEngine": 2.0, "VmapEngine": 1.0}
-    monkeypatch.setattr(engines, "_seconds", lambda engine, *_: seconds[type(engine).__name__])
+    monkeypatch.setattr(
+        engines, "_measure", lambda engine, *_: (seconds[type(engine).__name__], [])
+    )
     args = (tmp_path, blobs, fl.FedAvg(), lambda: nn.Linear(6, 4), config)
     first = Run(*args).rounds()
     assert next(first).engine["engine"] == "vmap"

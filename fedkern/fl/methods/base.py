@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..client import Client
 from ..flat import FlatModel, State
+from ..ranks import Ranks
 from ..server import Server
 from ..server_optimizers import ServerOptimizer
 from ..training import LocalWork
@@ -31,6 +32,27 @@ class Update:
     state: State
     num_samples: int
     train_loss: Tensor
+
+
+class Updates(Protocol):
+    """The updates of a round's clients, as they come: those that this rank trains.
+
+    Attributes:
+        clients: how many there are at most, over all ranks.
+        ranks: among which the clients are shared out.
+    """
+
+    clients: int
+    ranks: Ranks
+
+    def __iter__(self) -> Iterator[Update]: ...
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Ends the training: puts their sums over all ranks in the place of tensors.
+
+        Raises:
+            RunError: there are too few updates.
+        """
 
 
 class Method(Protocol):
@@ -90,11 +112,11 @@ class Method(Protocol):
         As much for every client, and all but the last are kept by the client (`LocalWork.keeps`).
         """
 
-    def aggregate(self, updates: Iterable[Update], before: State) -> Update:
+    def aggregate(self, updates: Updates, before: State) -> Update:
         """Combines at least one update, each used before the next is asked for.
 
         Args:
-            updates: all are asked for.
+            updates: all are asked for, and then `Updates.sum`.
             before: the global state that they started from.
         """
 

@@ -93,11 +93,13 @@ class Floco(FedAvg):
             return
         model = server.model
         before = model.endpoints.clone()
-        replies = []
-        for client, trained in server.ask_all(LocalWork(self.loss, purpose="statistics")):
-            gradient = self.pseudo_gradient(before, model.layout.endpoints(trained.values), client)
-            if gradient.isfinite().all():
-                replies.append((client, gradient))
+        replies = server.ask_all(
+            LocalWork(self.loss, purpose="statistics"),
+            lambda client, trained: self.pseudo_gradient(
+                before, model.layout.endpoints(trained.values), client
+            ),
+        )
+        replies = [reply for reply in replies if reply[1].isfinite().all()]
         num_endpoints, needed = _num_endpoints_and_clients(model.module)
         if len(replies) < needed:
             raise RunError(
