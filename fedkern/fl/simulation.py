@@ -264,7 +264,7 @@ class _Training:
 
 
 def _check_enough(server: Server, failures: Mapping[int, Failure], config: RunConfig) -> None:
-    """Refuses a round with too few clients; but if one is enough, it may be that nobody has data."""
+    """Refuses a round with too few clients; if one is enough, nobody need have data."""
     found = sorted(failures.values(), key=lambda failure: failure.cause == NO_DATA)
     only_without_data = bool(found) and found[0].cause == NO_DATA
     if len(server.active) >= config.min_clients or (config.min_clients == 1 and only_without_data):

@@ -95,9 +95,11 @@ class Climb(FedAvg):
         if not taken:
             return
         losses = server.local_losses(taken)
-        known = losses.isfinite().tolist()  # one client's nan would be everyone's
-        taken = [client for client, finite in zip(taken, known, strict=True) if finite]
-        f = losses[losses.isfinite()]
+        known = losses.isfinite()  # one client's nan would be everyone's
+        if not known.any():
+            return
+        taken = [taken[k] for k in known.nonzero().flatten().tolist()]
+        f = losses[known]
         steps = self.dual_lr / len(taken) * (f - f.mean() - self.tolerance)
         for client, step in zip(taken, steps.tolist(), strict=True):
             client.state[DUAL] = min(max(client.state.get(DUAL, 0.0) + step, 0.0), LARGEST)
