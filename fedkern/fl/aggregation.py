@@ -178,7 +178,7 @@ class TrimmedMean(Robust):
             as many may send anything.
     """
 
-    trim: float = setting(0.2, "trimmed_mean: part of the clients cut off at either end")
+    trim: float = setting(0.4, "trimmed_mean: part of the clients cut off at either end")
 
     def __post_init__(self) -> None:
         if not 0 <= self.trim < 0.5:

@@ -131,7 +131,8 @@ def simulate(
         method.begin_round(server)
         if server.active:
             before = engine.model.state.copy()
-            aggregate = method.aggregate(_Training(method, server, before, config), before)
+            training = _Training(method, server, before, config)
+            aggregate = method.aggregate(training.updates(), before, training)
             after = method.server_optimizer.step(before, aggregate.state, server.state)
             if server.private is not None:  # to the bit
                 kept = before.values[server.private]
@@ -177,13 +178,10 @@ def sample_clients(clients: int, config: RunConfig, number: int) -> list[int]:
 
 
 class _Training:
-    """A round's training: the updates of this rank's share of the active clients.
+    """A round's training of the active clients: see `Shared`.
 
-    What clients keep is put among their models, on all ranks. In the end those that have failed are
-    no longer active.
-
-    Attributes:
-        clients, ranks: see `Updates`.
+    What they keep is put among their models, on all ranks. In the end those that have failed are no
+    longer active.
     """
 
     def __init__(self, method: Method, server: Server, before: State, config: RunConfig) -> None:
@@ -194,7 +192,8 @@ class _Training:
         self._done = torch.zeros(len(self._works), self.clients, dtype=torch.float64)
         self._failures: dict[int, Failure] = {}
 
-    def __iter__(self) -> Iterator[Update]:
+    def updates(self) -> Iterator[Update]:
+        """Trains this rank's share of the clients from the global state."""
         server, before = self._server, self._before
         private = server.private
         places = [
@@ -230,7 +229,7 @@ class _Training:
             yield Update(state, len(client), trained.train_loss)
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        """See `Updates`."""
+        """See `Shared`."""
         server = self._server
         self.ranks.sum([*tensors, self._done])
         failures: dict[int, Failure] = {}

@@ -303,7 +303,7 @@ def test_personal_models_that_were_trained_before_the_failure_stay(blobs):
         trained = {k for r in rounds for k in fl.sample_clients(6, CONFIG, r.number)}
         assert trained >= {1, 5}
         for k in trained:
-            assert ("personal" in clients[k].state) == (kept or k not in (1, 5))
+            assert ("personal" in clients[k].models) == (kept or k not in (1, 5))
         causes = Counter(failure.cause for round in rounds for failure in round.failures)
         assert causes.keys() == {"error", "not finite"}
         assert all(round.failed == len(round.failures) for round in rounds)

@@ -455,13 +455,13 @@ def test_private_parameters_never_reach_the_server(blobs64, text):
     (method,) = fl.build_methods([text]).values()
 
     class Spy(type(method)):
-        def aggregate(self, updates, before):
+        def aggregate(self, updates, *more):
             def looked_at():
                 for update in updates:
                     seen.append(update.state.values[private].clone())
                     yield update
 
-            return super().aggregate(looked_at(), before)
+            return super().aggregate(looked_at(), *more)
 
         def private(self, model):
             nonlocal private

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from whole_runs import Alone
 
 import fedkern
 from fedkern import fl
@@ -141,9 +142,9 @@ def updates(dtype):
 
 def test_aggregate_by_hand():
     before = State(torch.zeros(2), [])
-    uniform = fl.FedAvg().aggregate(updates(torch.float32), before)
+    uniform = fl.FedAvg().aggregate(updates(torch.float32), before, Alone(2))
     assert uniform.state.values.tolist() == [2.5, 5.0]
-    by_samples = fl.FedAvg(weighting="samples").aggregate(updates(torch.float32), before)
+    by_samples = fl.FedAvg(weighting="samples").aggregate(updates(torch.float32), before, Alone(2))
     assert by_samples.state.values.tolist() == [3.25, 6.5]
     for update in (uniform, by_samples):
         assert update.num_samples == 4
@@ -160,7 +161,7 @@ def test_aggregate_takes_each_update_before_the_next_changes_it(aggregation):
             yield fl.Update(State(model, []), 1, torch.tensor(0.0))
 
     method, before = fl.FedAvg(aggregation=aggregation), State(torch.full((3,), 3.0), [])
-    assert method.aggregate(live(), before).state.values.tolist() == [3.0, 3.0, 3.0]
+    assert method.aggregate(live(), before, Alone(2)).state.values.tolist() == [3.0, 3.0, 3.0]
 
 
 @pytest.mark.parametrize(
@@ -306,6 +307,6 @@ def test_integers_are_not_averaged():
             yield fl.Update(State(torch.tensor([1.0]), [torch.tensor(count)]), 1, torch.tensor(0.0))
 
     before = State(torch.tensor([0.0]), [torch.tensor(2)])
-    weight, (counter,) = fl.FedAvg().aggregate(updates(), before).state
+    weight, (counter,) = fl.FedAvg().aggregate(updates(), before, Alone(2)).state
     assert (counter.dtype, counter.item()) == (torch.int64, 5)
     assert weight.tolist() == [1.0]

@@ -30,9 +30,9 @@ def test_who_is_asked_for_more_than_a_model(blobs, clients, monkeypatch, name):
     asked = []
     ask_all, local_losses = Server.ask_all, Server.local_losses
 
-    def spy_on_training(server, work):
+    def spy_on_training(server, *arguments):
         asked.append(("training", server.number, len(server.clients)))
-        return ask_all(server, work)
+        return ask_all(server, *arguments)
 
     def spy_on_losses(server, of):
         asked.append(("losses", server.number, len(of)))
@@ -55,17 +55,17 @@ def test_local_buffers_are_sent_all_the_same(clients):
     sent = []
 
     class Spy(fl.FedAvg):
-        def aggregate(self, updates):
+        def aggregate(self, updates, *more):
             def looked_at():
                 for update in updates:
                     sent.append(update.state.buffers[0].clone())
                     yield update
 
-            return super().aggregate(looked_at())
+            return super().aggregate(looked_at(), *more)
 
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 4))
     config = replace(CONFIG, buffers="local", rounds=1)
     list(fl.simulate(Spy(), model, clients, config))
-    kept = [client.state["buffers"][0] for client in clients if "buffers" in client.state]
+    kept = [c.models["buffers"].buffers[0] for c in clients if "buffers" in c.models]
     assert len(sent) == len(kept) == 3
     assert all(any(torch.equal(a, b) for b in kept) for a in sent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedkern import fl
 from fedkern.fl.flat import FlatModel
+from fedkern.fl.ranks import Ranks
 from fedkern.fl.training import Job, LocalWork
 
 # Small clients, several epochs, in batches that do not divide them.
@@ -23,6 +24,16 @@ SMALL = fl.RunConfig(
     partition="shards",
     workers=1,
 )
+
+
+class Alone(NamedTuple):
+    """The training of clients by one rank."""
+
+    clients: int
+    ranks: Ranks = Ranks()
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """There is nobody to sum with."""
 
 
 class Run(NamedTuple):

@@ -12,7 +12,7 @@ from ..errors import ConfigError, unknown_name
 from ..losses import LOSSES
 from ..server_optimizers import SERVER_OPTIMIZERS
 from .balanced_softmax import BalancedSoftmax
-from .base import Method, Update
+from .base import Method, Shared, Update
 from .climb import Climb
 from .ditto import Ditto
 from .fedavg import FedAvg
@@ -43,6 +43,7 @@ __all__ = [
     "Floco",
     "FlocoPlus",
     "Method",
+    "Shared",
     "Update",
     "build_method",
     "build_methods",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -34,18 +34,16 @@ class Update:
     train_loss: Tensor
 
 
-class Updates(Protocol):
-    """The updates of a round's clients, as they come: those that this rank trains.
+class Shared(Protocol):
+    """A round's training, shared out among ranks.
 
     Attributes:
-        clients: how many there are at most, over all ranks.
-        ranks: among which the clients are shared out.
+        clients: how many there are, over all ranks.
+        ranks: among which they are shared out.
     """
 
     clients: int
     ranks: Ranks
-
-    def __iter__(self) -> Iterator[Update]: ...
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Ends the training: puts their sums over all ranks in the place of tensors.
@@ -112,12 +110,13 @@ class Method(Protocol):
         As much for every client, and all but the last are kept by the client (`LocalWork.keeps`).
         """
 
-    def aggregate(self, updates: Updates, before: State) -> Update:
-        """Combines at least one update, each used before the next is asked for.
+    def aggregate(self, updates: Iterable[Update], before: State, training: Shared) -> Update:
+        """Combines the updates of all ranks, each used before the next is asked for.
 
         Args:
-            updates: all are asked for, and then `Updates.sum`.
+            updates: those that this rank trains; all are asked for, and then `Shared.sum`.
             before: the global state that they started from.
+            training: what the updates are of.
         """
 
     def end_round(self, server: Server) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -19,7 +19,7 @@ from ..losses import CrossEntropy, Loss
 from ..server import Server
 from ..server_optimizers import ServerAverage, ServerOptimizer
 from ..training import LocalWork
-from .base import Update, Updates
+from .base import Shared, Update
 
 WEIGHTINGS = ("uniform", "samples")
 WEIGHTING_HELP = (
@@ -98,16 +98,16 @@ class FedAvg:
         """SGD on the loss, from the global model."""
         return [LocalWork(self.loss, in_eval_mode=client.state.get(EVAL_MODE, False))]
 
-    def aggregate(self, updates: Updates, before: State) -> Update:
+    def aggregate(self, updates: Iterable[Update], before: State, training: Shared) -> Update:
         """What `aggregation` makes of the clients' models."""
-        gathered = self.aggregation.gather(before, updates.clients, updates.ranks)
+        gathered = self.aggregation.gather(before, training.clients, training.ranks)
         train_loss, samples = torch.zeros(()), torch.zeros((), dtype=torch.int64)
         for update in updates:
             weight = update.num_samples if self.weighting == "samples" else 1
             gathered.add(update.state, weight)
             train_loss = train_loss + update.train_loss * update.num_samples
             samples += update.num_samples
-        updates.sum([*gathered.parts, train_loss, samples])
+        training.sum([*gathered.parts, train_loss, samples])
         return Update(gathered.combined(), int(samples), train_loss / int(samples))
 
     def end_round(self, server: Server) -> None:
