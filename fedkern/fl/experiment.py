@@ -176,22 +176,15 @@ class Experiment:
             total = len(self.partitions) * len(self.methods) * config.rounds
             with Progress(console, total) as progress:
                 self._simulate_all(folder, results, say, progress, ranks)
-        except KeyboardInterrupt:
-            status, exit_code = "interrupted", 130
-        except SystemExit:  # SIGTERM, see fedkern.cli
-            status, exit_code = "terminated", 143
-        except RunError as error:
-            status, exit_code = str(error), 1
-        except OSError as error:  # of the results' files: checkpoints say what they cannot write
-            status, exit_code = _unwritten(folder, error), 1
-
+        except _ENDS as error:
+            status, exit_code = _end(error, folder)
         results = [result for result in results if result.rounds]
         seconds = perf_counter() - started
         try:
             self._report(folder, results, status, seconds, console)
-        except OSError as error:
-            if exit_code == 0:
-                status, exit_code = _unwritten(folder, error), 1
+        except _ENDS as error:
+            if exit_code == 0:  # else it is a consequence, or impatience
+                status, exit_code = _end(error, folder)
         return Outcome(results, status, exit_code)
 
     def _report(
@@ -306,8 +299,19 @@ class Experiment:
                     pass
 
 
-def _unwritten(folder: RunFolder, error: OSError) -> str:
-    return f"out: {error.filename or folder.path}: {error.strerror or error}"
+# What ends an experiment; of files, only those of results: checkpoints say what they cannot write.
+_ENDS = (KeyboardInterrupt, SystemExit, RunError, OSError)
+
+
+def _end(error: BaseException, folder: RunFolder) -> tuple[str, int]:
+    """In words, and as an exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, SystemExit):  # SIGTERM, see fedkern.cli
+        return "terminated", 143
+    if isinstance(error, OSError):
+        return f"out: {error.filename or folder.path}: {error.strerror or error}", 1
+    return str(error), 1
 
 
 # Settings that another value of changes no bit of what is to come.
