@@ -21,7 +21,8 @@ WHEELS_PLATFORMS ?= manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x
 WHEELS_SKIP ?= numpy scipy scikit-learn matplotlib torchmetrics pillow cmake
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compare-all compare-mnist test torture bench bench-tables cuda-check gpu-check gpu-wheels lint format clean
+.PHONY: help demo compare-all compare-mnist test torture bench bench-tables sanitize cuda-check gpu-check \
+  gpu-wheels lint format clean
 
 help:  ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -74,6 +75,11 @@ bench: $(VENV)/installed  ## Run the benchmarks; rows are appended to benchmarks
 
 bench-tables:  ## Print the newest benchmark results as Markdown
 	@$(PYTHON) benchmarks/tables.py
+
+# Leaks are looked for in the ordinary build: see leak_check.py.
+sanitize: $(VENV)/installed  ## Run what is compiled under ASan and UBSan; look for leaks in 100,000 calls of each operator
+	$(BIN)/python build_support/sanitize.py
+	$(BIN)/python build_support/leak_check.py
 
 cuda-check: $(VENV)/installed  ## Compile the CUDA kernels for every architecture, run them in the emulator: no GPU needed
 	$(BIN)/python build_support/cuda_check.py

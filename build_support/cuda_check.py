@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,10 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from configured import ROOT, CheckError, configure
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "build" / "cuda_check"
 OLDEST_ARCHITECTURE = 75
 
@@ -56,10 +55,6 @@ SPILLS_ALLOWED = {
 }
 
 WARNINGS_ARE_ERRORS = ["-Werror", "all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror"]
-
-
-class CheckError(Exception):
-    """The check cannot go on; the message says why."""
 
 
 class Source(NamedTuple):
@@ -111,29 +106,9 @@ class Usage:
 # ---- what is compiled, and for which architectures ----------------------------------------------
 
 
-def configure() -> list[Source]:
+def sources() -> list[Source]:
     """Have CMake say which .cu files there are and how they are compiled."""
-    import pybind11  # CMake asks for it
-
-    # Tools that were installed beside this interpreter need not be on the PATH.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    cmake = shutil.which("cmake", path=path)
-    if not cmake:
-        raise CheckError("cmake was not found: pip install cmake")
-    # A cache of earlier times may name another interpreter, or an nvcc that is gone.
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    defines = {"Python_EXECUTABLE": sys.executable, "pybind11_DIR": pybind11.get_cmake_dir()}
-    done = subprocess.run(
-        [
-            *(cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(FOLDER)),
-            *(f"-D{name}={value}" for name, value in defines.items()),
-        ],
-        env={**os.environ, "PATH": path, "FEDKERN_CUDA": "on"},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise CheckError(f"CMake failed:\n{done.stderr.strip()}")
+    configure(FOLDER, "on")
     commands = json.loads((FOLDER / "compile_commands.json").read_text(encoding="utf-8"))
     return [read_command(entry) for entry in commands if entry["file"].endswith(".cu")]
 
@@ -320,7 +295,7 @@ def show(usages: list[Usage]) -> None:
 
 def check_kernels() -> tuple[int, list[str]]:
     """The number of kernels, and what is wrong with them."""
-    compiled = compile_all(configure())
+    compiled = compile_all(sources())
     usages = read_all(compiled)
     path = FOLDER / "kernels.json"
     path.write_text(json.dumps([asdict(usage) for usage in usages], indent=1), encoding="utf-8")

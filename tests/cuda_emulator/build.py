@@ -21,8 +21,12 @@ from types import ModuleType
 
 import fedkern  # noqa: F401  the operators must be there before their kernels
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "build_support"))
+from sanitize import environment
+
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+
 # What was installed beside this interpreter need not be on the PATH.
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
@@ -76,23 +80,6 @@ def load(sanitize: bool = False) -> ModuleType:
     return module
 
 
-def sanitizers() -> list[Path]:
-    """The libraries that a process must start with to load the sanitized module, where they are."""
-    paths = []
-    for name in ("libasan.so", "libubsan.so"):
-        command = ["g++", f"-print-file-name={name}"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        paths.append(Path(done.stdout.strip()))
-    return [path for path in paths if path.is_absolute()]
-
-
 def sanitized_environment() -> dict[str, str]:
     """For a child process that is to load the sanitized module."""
-    return {
-        **os.environ,
-        "LD_PRELOAD": " ".join(str(path) for path in sanitizers()),
-        # Python never frees some of its memory; torch's templates are in both its library and ours.
-        "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-        "FEDKERN_EMULATOR_SANITIZE": "1",
-    }
+    return {**environment(), "FEDKERN_EMULATOR_SANITIZE": "1"}
