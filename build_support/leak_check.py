@@ -223,7 +223,9 @@ def show(rows: list[Row]) -> None:
 
 def main() -> int:
     torch.set_num_threads(1)
-    rows = [measure(*one) for one in everything()]
+    every = list(everything())
+    print(f"leak-check: {len(every)} times {CALLS:,} calls (minutes)", flush=True)
+    rows = [measure(*one) for one in every]
     show(rows)
     leaks = [f"{row.operator} ({row.way})" for row in rows if row.leaks]
     print(
