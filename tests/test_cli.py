@@ -623,13 +623,14 @@ def test_interrupted_before_the_first_round(tmp_path, monkeypatch):
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
 )
 def test_ctrl_c_and_sigterm_leave_a_checkpoint(tmp_path, number, status, word):
-    options = ("--rounds", 10**6, "--checkpoint-every", 10**6, "--threads", 1, "--out", "out")
+    options = ("--rounds", 10**6, "--checkpoint-every", 10**6, "--workers", 2, "--out", "out")
     running = subprocess.Popen(
         **process("run", *options),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         # A shell that runs the tests in the background has it ignored, and children inherit that.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        start_new_session=True,
     )
     try:
         path = tmp_path / "out" / "history.csv"
@@ -638,7 +639,7 @@ def test_ctrl_c_and_sigterm_leave_a_checkpoint(tmp_path, number, status, word):
                 break
             assert running.poll() is None, running.communicate()
             time.sleep(0.05)
-        running.send_signal(number)
+        os.killpg(running.pid, number)  # as a terminal does, or a batch system: workers get it, too
         _, errors = running.communicate(timeout=120)
     finally:
         running.kill()
@@ -648,6 +649,7 @@ def test_ctrl_c_and_sigterm_leave_a_checkpoint(tmp_path, number, status, word):
         "fedkern: `fedkern run --resume out` goes on with it\n"
     )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+    assert not any(int(row["failed"]) for row in history(tmp_path / "out"))
     done = len(history(tmp_path / "out"))
     assert done >= 3
     # The round that was being trained is not in it; one that had just ended may be.

@@ -251,17 +251,21 @@ def _work(
     """What a process does: jobs, until the other end of the connection is closed."""
     other.close()  # here; there it is what ends this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    # So is SIGTERM, but this is how Python ends it: between jobs, that no client seems to fail.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     while True:
         try:
             message = connection.recv_bytes()
         except (EOFError, ConnectionResetError):
             return
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             reply = pickle.dumps(_reply(trainer, dataset, anchor, values, pickle.loads(message)))
         except Exception as error:  # no client's
             reply = pickle.dumps(error)
         with suppress(BrokenPipeError):  # who asked has been interrupted, and is gone
             connection.send_bytes(reply)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _reply(
