@@ -21,7 +21,7 @@ from fedkern.fl import config_file
 from fedkern.fl.experiment import Experiment
 from fedkern.fl.methods import PARTS, describe, settings_of
 from fedkern.fl.ranks import Ranks, joined_ranks
-from fedkern.fl.report import RunFolder, file_name
+from fedkern.fl.report import CHECKPOINTS, RunFolder, file_name
 
 app = typer.Typer(
     name="fedkern",
@@ -229,7 +229,7 @@ def _report(experiment: Experiment, folder: RunFolder, ranks: Ranks) -> None:
         _, status, exit_code = experiment.run(folder, console, ranks)
     out = folder.path
     typer.echo(f"fedkern: {status}; results are in {out}", err=exit_code != 0)
-    if exit_code and experiment.config.checkpoint_every:
+    if exit_code and any((out / CHECKPOINTS).glob("*/*.checkpoint")):
         typer.echo(f"fedkern: `fedkern run --resume {out}` goes on with it", err=True)
     for picture in ("curves.png", "simplex.png"):
         if (out / picture).exists():
