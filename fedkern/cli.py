@@ -196,9 +196,10 @@ def _run_experiment(defaults: dict[str, Any], given: dict[str, Any]) -> None:
     """
     file, resumed = given.pop("config"), given.pop("resume")
     if resumed is not None:
-        for name in ("config", "out", "overwrite"):
-            if file if name == "config" else given[name]:
-                raise fl.ConfigError(f"{name}: wanted nothing with --resume, got it")
+        for name, value in (("config", file), *((n, given[n]) for n in ("out", "overwrite"))):
+            if value:
+                got = value if value is True else repr(str(value))
+                raise fl.ConfigError(f"{name}: wanted nothing with --resume, got {got}")
         file = resumed / "config.toml"
         if not file.is_file():
             raise fl.ConfigError(f"resume: wanted a folder with a config.toml, got {resumed}")

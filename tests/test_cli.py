@@ -509,6 +509,14 @@ MISTAKES = [
     (["run", "--engine", "vmap", "--compile"], "compile: wanted engine serial or auto, got vmap"),
     (["run", "--device", "gpu"], "device: wanted auto, cpu, cuda or cuda:N, got 'gpu'"),
     (["run", "--out", "file/run"], "out: wanted a folder to write in, got file/run: "),
+    (["run", "--checkpoint-every", "-1"], "checkpoint_every: wanted an integer >= 0, got -1"),
+    (["run", "--resume", "old"], r"resume: wanted a folder with a config\.toml, got old"),
+    (["run", "--resume", "old", "--out", "new"], "out: wanted nothing with --resume, got 'new'"),
+    (
+        ["run", "--resume", "old", "--overwrite"],
+        "overwrite: wanted nothing with --resume, got True",
+    ),
+    (["run", "--resume", "old", "--config", "x"], "config: wanted nothing with --resume, got 'x'"),
     (["run", "--out", "old"], "out: wanted a folder without a run, got old, .*--overwrite"),
 ]
 
@@ -551,7 +559,7 @@ def test_a_diverged_run_keeps_what_was_written(tmp_path):
     assert result.exit_code == 1
     message = r"round \d: wanted at least min_clients = 1 .*: not finite: .* a lower lr or clip may"
     assert re.match(f"fedkern: {message}", result.stderr)
-    assert result.stderr.count("\n") == 1
+    assert result.stderr.endswith("\nfedkern: `fedkern run --resume out` goes on with it\n")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert re.match(message, summary["status"])
     assert (tmp_path / "out" / "history.csv").exists()
@@ -655,6 +663,132 @@ def test_ctrl_c_and_sigterm_leave_a_checkpoint(tmp_path, number, status, word):
     # The round that was being trained is not in it; one that had just ended may be.
     (checkpoint,) = (tmp_path / "out" / "checkpoints").rglob("round-*.checkpoint")
     assert checkpoint.name in (f"round-{done:06d}.checkpoint", f"round-{done + 1:06d}.checkpoint")
+
+
+# ---- going on ------------------------------------------------------------------------------------
+
+
+def files_of(folder):
+    """What must be the same: all but seconds."""
+    rows = [{**row, "seconds": ""} for row in history(folder)]
+    return rows, (folder / "clients.csv").read_text(), (folder / "simplex.png").read_bytes()
+
+
+def test_a_comparison_is_resumed_where_it_was_interrupted(tmp_path, monkeypatch):
+    options = ("compare", "ditto", "floco --tau 2 --endpoints 4", "--seeds", 2, "--rounds", 5)
+    assert fedkern_command(*options, "--out", "whole").exit_code == 0
+    simulate = experiment.simulate
+
+    def interrupted(method, model, clients, config, **more):
+        for round in simulate(method, model, clients, config, **more):
+            yield round
+            if isinstance(method, fl.Floco) and (config.seed, round.number) == (1, 3):
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment, "simulate", interrupted)
+        assert fedkern_command(*options, "--out", "out").exit_code == 130
+    result = fedkern_command("run", "--resume", "out")
+    assert result.exit_code == 0
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    lines = [line for line in result.stdout.splitlines() if "goes on after" in line]
+    assert lines == [
+        "ditto seed 0: goes on after round 5",
+        "floco --tau 2 --endpoints 4 seed 0: goes on after round 5",
+        "ditto seed 1: goes on after round 5",
+        "floco --tau 2 --endpoints 4 seed 1: goes on after round 3",
+    ]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["status"], [run["rounds"] for run in summary["runs"]]) == ("complete", [5] * 4)
+
+
+def test_a_finished_run_goes_on_for_more_rounds(tmp_path):
+    options = ("run", "--method", "floco", "--tau", 3, "--endpoints", 4)
+    assert fedkern_command(*options, "--rounds", 6, "--out", "whole").exit_code == 0
+    assert fedkern_command(*options, "--rounds", 4, "--out", "out").exit_code == 0
+    assert fedkern_command("run", "--resume", "out", "--rounds", 6).exit_code == 0
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    config = (tmp_path / "out" / "config.toml").read_text()
+    assert config == (tmp_path / "whole" / "config.toml").read_text()
+    # Going on with nothing to do changes nothing.
+    assert fedkern_command("run", "--resume", "out").exit_code == 0
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+REFUSED_ON_RESUME = [
+    (["--rounds", "2"], "rounds: wanted at least the 3 that are done, got 2"),
+    (["--lr", "0.2"], "lr: wanted 0.1 as in .*checkpoint, got 0.2"),
+    (["--rho", "0.2"], "rho: wanted 0.1 as in .*checkpoint, got 0.2"),
+    (["--engine", "vmap"], "engine: wanted 'serial' as in .*, got 'vmap'"),
+    (["--threads", "2"], "threads: wanted 1 as in .*, got 2"),
+    (["--eval-every", "2"], "eval_every: wanted 1 as in .*, got 2"),
+    (["--server-optimizer", "adam"], "server_optimizer: wanted 'avg' as in .*, got 'adam'"),
+    (["--method", "fedavg"], "endpoints: wanted only with floco"),
+    (["--seeds", "2"], "seeds: wanted 1 as in out, got 2"),
+    (["--seed", "1"], "seed: wanted 0 as in out, got 1"),
+    (["--dataset", "own.npz"], "dataset: wanted an .npz file, found none"),
+    (["--checkpoint-every", "0"], "resume: wanted a run with checkpoints, got out"),
+]
+
+
+def test_what_matters_is_not_changed_on_resume(tmp_path):
+    options = ("--method", "floco", "--tau", 2, "--endpoints", 4, "--rounds", 3, "--out", "out")
+    assert fedkern_command("run", *options).exit_code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    for flags, message in REFUSED_ON_RESUME:
+        result = fedkern_command("run", "--resume", "out", *flags)
+        assert result.exit_code == 2, flags
+        assert re.match(f"fedkern: {message}", result.stderr), (flags, result.stderr)
+        assert result.stderr.count("\n") == 1
+        assert all(path.read_bytes() == content for path, content in before.items())
+    free = ("--workers", 3, "--checkpoint-every", 2, "--min-clients", 2, "--target-accuracy", 0.5)
+    assert fedkern_command("run", "--resume", "out", "--rounds", 4, *free).exit_code == 0
+
+
+def test_other_data_are_refused_on_resume(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x_train": rng.normal(size=(100, 5)),
+        "y_train": rng.integers(0, 3, 100),
+        "x_test": rng.normal(size=(20, 5)),
+        "y_test": rng.integers(0, 3, 20),
+    }
+    np.savez(tmp_path / "own.npz", **arrays)
+    options = ("--dataset", "own.npz", "--rounds", 2, "--clients", 10, "--clients-per-round", 5)
+    assert fedkern_command("run", *options, "--out", "out").exit_code == 0
+    arrays["x_train"][7, 3] += 1
+    np.savez(tmp_path / "own.npz", **arrays)
+    result = fedkern_command("run", "--resume", "out", "--rounds", 3)
+    assert result.exit_code == 2
+    assert re.match(r"fedkern: dataset's checksum: wanted \d+ as in .*checkpoint, got \d+\n", result.stderr)
+
+
+def test_no_checkpoints_where_none_are_wanted(tmp_path):
+    assert (
+        fedkern_command("run", "--rounds", 1, "--checkpoint-every", 0, "--out", "out").exit_code
+        == 0
+    )
+    assert not (tmp_path / "out" / "checkpoints").exists()
+    result = fedkern_command("run", "--resume", "out")
+    assert result.stderr == (
+        "fedkern: resume: wanted a run with checkpoints, got out, checkpoint_every 0\n"
+    )
+
+
+def test_overwriting_a_run_removes_its_checkpoints(tmp_path):
+    assert fedkern_command("run", "--method", "ditto", "--rounds", 2, "--out", "out").exit_code == 0
+    (tmp_path / "out" / "checkpoints" / "mine").mkdir()
+    (tmp_path / "out" / "checkpoints" / "mine" / "notes.txt").write_text("mine")
+    options = ("--method", "fedavg", "--rounds", 1, "--out", "out", "--overwrite")
+    assert fedkern_command("run", *options).exit_code == 0
+    left = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*")]
+    assert sorted(str(path) for path in left if path.parts[0] == "checkpoints") == [
+        "checkpoints",
+        "checkpoints/fedavg-seed0",
+        "checkpoints/fedavg-seed0/round-000001.checkpoint",
+        "checkpoints/mine",
+        "checkpoints/mine/notes.txt",
+    ]
 
 
 def test_methods_are_listed_with_paper_options_faults_and_what_they_keep():

@@ -125,7 +125,7 @@ class Experiment:
         config = replace(self.config, seed=seed)
         settings = {k: v for k, v in vars(config).items() if k not in _MAY_CHANGE}
         settings |= {"device": str(config.torch_device()), **describe(self.methods[title])}
-        about = {"settings": settings, "data": {"dataset": self.dataset.checksum}}
+        about = {"settings": settings, "data": {"dataset's checksum": self.dataset.checksum}}
         own = folder / CHECKPOINTS / f"{file_name(title)}-seed{seed}"
         return Checkpoints(own, about, config.checkpoint_every, config.rounds, say)
 
