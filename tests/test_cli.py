@@ -647,6 +647,11 @@ def test_ctrl_c_and_sigterm_leave_a_checkpoint(tmp_path, number, status, word):
                 break
             assert running.poll() is None, running.communicate()
             time.sleep(0.05)
+        # Nobody else writes there meanwhile.
+        for flags in (["--resume", "out"], ["--out", "out", "--overwrite"]):
+            other = fedkern_command("run", *flags)
+            assert other.exit_code == 2
+            assert "out: wanted a folder that no other process writes to, got out" in other.stderr
         os.killpg(running.pid, number)  # as a terminal does, or a batch system: workers get it, too
         _, errors = running.communicate(timeout=120)
     finally:
@@ -760,7 +765,9 @@ def test_other_data_are_refused_on_resume(tmp_path):
     np.savez(tmp_path / "own.npz", **arrays)
     result = fedkern_command("run", "--resume", "out", "--rounds", 3)
     assert result.exit_code == 2
-    assert re.match(r"fedkern: dataset's checksum: wanted \d+ as in .*checkpoint, got \d+\n", result.stderr)
+    assert re.match(
+        r"fedkern: dataset's checksum: wanted \d+ as in .*checkpoint, got \d+\n", result.stderr
+    )
 
 
 def test_no_checkpoints_where_none_are_wanted(tmp_path):

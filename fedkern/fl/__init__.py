@@ -16,6 +16,7 @@ The command line (`fedkern run`, `fedkern compare`) does this, with files and pl
 
 from .aggregation import AGGREGATIONS, ClippedMean, Mean, Median, TrimmedMean
 from .augment import AUGMENTATIONS, draw_windows, through_windows
+from .checkpoint import Checkpoint, Checkpoints, read_checkpoint
 from .client import Client, make_clients
 from .config import RunConfig
 from .data import DATASETS, Dataset, load_dataset
@@ -51,6 +52,7 @@ from .methods import (
     build_method,
     build_methods,
 )
+from .model_store import ModelStore
 from .models import MLP, MODELS, FlocoCNN, LeNet, ResNet20, build_model
 from .partition import (
     PARTITIONS,
@@ -64,6 +66,7 @@ from .partition import (
     natural,
     shards,
 )
+from .ranks import Ranks, joined_ranks
 from .reading import Reader, scaled
 from .seeding import Draws, generator
 from .server import Server
@@ -75,6 +78,7 @@ from .server_optimizers import (
     ServerYogi,
 )
 from .simulation import Round, sample_clients, simulate
+from .snapshot import Snapshot
 
 __all__ = [
     "AGGREGATIONS",
@@ -90,6 +94,8 @@ __all__ = [
     "BalancedSoftmax",
     "BalancedSoftmaxLoss",
     "CalibratedCE",
+    "Checkpoint",
+    "Checkpoints",
     "Client",
     "Climb",
     "ClippedMean",
@@ -117,8 +123,10 @@ __all__ = [
     "Mean",
     "Median",
     "Method",
+    "ModelStore",
     "NonFiniteModelError",
     "Partition",
+    "Ranks",
     "Reader",
     "ResNet20",
     "Round",
@@ -129,6 +137,7 @@ __all__ = [
     "ServerAverage",
     "ServerMomentum",
     "ServerYogi",
+    "Snapshot",
     "TrimmedMean",
     "Update",
     "build_method",
@@ -142,6 +151,7 @@ __all__ = [
     "fold",
     "generator",
     "iid",
+    "joined_ranks",
     "load_dataset",
     "local_test_indices",
     "make_clients",
@@ -150,6 +160,7 @@ __all__ = [
     "measure_local",
     "natural",
     "predict",
+    "read_checkpoint",
     "sample_clients",
     "scaled",
     "shards",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -69,10 +70,9 @@ class RunFolder:
             (on entering).
     """
 
-    FILES = (
+    FILES = (  # beside history.csv
         "config.toml",
         "config.json",
-        "history.csv",
         "clients.csv",
         "summary.json",
         "curves.png",
@@ -93,13 +93,19 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._history = _CsvFile(self.path / "history.csv")
             if not self.resumed:
                 for name in self.FILES:
                     (self.path / name).unlink(missing_ok=True)
                 for folder in (self.path / CHECKPOINTS).glob("*/"):
                     remove_checkpoints(folder)
-            self._history = _CsvFile(self.path / "history.csv", HISTORY_COLUMNS)
-            self._clients = _CsvFile(self.path / "clients.csv", CLIENT_COLUMNS)
+            self._clients = _CsvFile(self.path / "clients.csv")
+            self._history.begin(HISTORY_COLUMNS)
+            self._clients.begin(CLIENT_COLUMNS)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"out: wanted a folder that no other process writes to, got {self.path}"
+            ) from error
         except OSError as error:
             reason = error.strerror or error
             raise ConfigError(
@@ -146,11 +152,20 @@ class RunFolder:
 
 
 class _CsvFile:
-    """A CSV file; what has been added is on its way to the disk at once."""
+    """A CSV file; what has been added is on its way to the disk at once.
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self._file = path.open("w", newline="", encoding="utf-8")
+    Raises:
+        BlockingIOError: another process has it open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", newline="", encoding="utf-8")
+        fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forked workers do not inherit it
         self._writer = csv.writer(self._file, lineterminator="\n")
+
+    def begin(self, columns: Sequence[str]) -> None:
+        """Forgets what was there."""
+        self._file.truncate(0)
         self.add([columns])
 
     def add(self, rows: Iterable[Sequence[object]]) -> None:
