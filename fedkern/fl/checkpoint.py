@@ -27,7 +27,7 @@ from torch import Tensor
 import fedkern
 
 from .config import ENGINES
-from .errors import ConfigError
+from .errors import ConfigError, RunError
 from .evaluation import Evaluation, LocalEvaluation
 from .failures import Failure
 from .files import write_whole
@@ -83,9 +83,13 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
     Raises:
         OSError: the disk is full, or refuses; what was there is there.
+        RunError: the method keeps what could not be read again.
     """
+    snapshot = checkpoint.snapshot
+    _check_plain("Server.state", snapshot.server)
+    _check_plain("Client.state", snapshot.clients)
     tensors = io.BytesIO()
-    torch.save(_plain(checkpoint.snapshot, checkpoint.models), tensors)
+    torch.save(_plain(snapshot, checkpoint.models), tensors)
     content = b"%s\n%s" % (json.dumps(checkpoint.about).encode(), tensors.getbuffer())
     digest = hashlib.sha256(content).hexdigest().encode()
     write_whole(path, b"fedkern checkpoint %d\n%s\n%s" % (FORMAT, digest, content))
@@ -104,7 +108,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(about, *_from_plain(content))
     except UnpicklingError as error:
         raise CheckpointError(path, "it holds more than tensors, numbers and text") from error
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, EOFError) as error:
+    except Exception as error:  # whatever comes of content that we did not write
         reason = str(error).partition("\n")[0]
         raise CheckpointError(path, f"its content is not that of a run ({reason})") from error
 
@@ -127,10 +131,10 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
     line, _, payload = data[start:].partition(b"\n")
     try:
         about = json.loads(line)
-    except ValueError as error:
-        raise CheckpointError(path, "its second line is no JSON") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(path, "what it tells of the run is no JSON") from error
     if not isinstance(about, dict) or not all(isinstance(part, dict) for part in about.values()):
-        raise CheckpointError(path, "its second line does not tell of a run")
+        raise CheckpointError(path, "it does not tell of a run")
     return about, payload
 
 
@@ -159,6 +163,21 @@ def _plain(snapshot: Snapshot, models: Table) -> dict[str, Any]:
             for (client, name), record in models.records.items()
         ],
     }
+
+
+def _check_plain(name: str, value: Any) -> None:
+    """Refuses what `torch.load` would refuse, while it is there."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_plain(f"{name}[{key!r}]", part)
+    elif type(value) in (list, tuple):
+        for part in value:
+            _check_plain(name, part)
+    elif not (value is None or type(value) in (Tensor, int, float, bool, str)):
+        raise RunError(
+            f"{name}: wanted tensors, numbers, text, lists and dicts, for checkpoints, "
+            f"got {type(value).__name__}"
+        )
 
 
 def _from_plain(content: Any) -> tuple[Snapshot, Table]:
@@ -371,7 +390,7 @@ def _check_models(store: ModelStore, models: Table, path: Path) -> None:
     for (client, name), record in models.records.items():
         try:
             whole = store.checksum(record) == record.checksum
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise CheckpointError(path, f"its clients' models cannot be read ({error})") from error
         if not whole:
             raise CheckpointError(path, f"client {client}'s {name} model in {MODELS} is damaged")

@@ -149,7 +149,7 @@ class ModelStore:
         """CRC-32 of what the file has there.
 
         Raises:
-            OSError, ValueError: it does not have so much.
+            OSError: it does not have so much, or cannot be read.
         """
         if record.end == record.offset:
             return 0
@@ -186,7 +186,7 @@ class ModelStore:
             number = self._opened().fileno()
             size = os.fstat(number).st_size
             if size < end:
-                raise ValueError(f"wanted {end} bytes in {self.path}, got {size}")
+                raise OSError(f"wanted {end} bytes in {self.path}, got {size}")
             self._map = mmap.mmap(number, size)
         return self._map
 

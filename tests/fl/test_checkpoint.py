@@ -256,6 +256,17 @@ def test_checkpoints_of_another_model_are_refused(blobs, done):
         list(other.rounds())
 
 
+def test_what_could_not_be_read_again_is_not_written(blobs, tmp_path):
+    class Keeping(fl.FedAvg):
+        def end_round(self, server):
+            server.state["moments"] = {"m": [torch.zeros(2), nn.Parameter(torch.zeros(1))]}
+
+    config = replace(CONFIG, rounds=1)
+    rounds = Run(tmp_path, blobs, Keeping(), lambda: nn.Linear(6, 4), config).rounds()
+    with pytest.raises(fl.RunError, match=r"^Server.state\['moments'\]\['m'\]: .*got Parameter$"):
+        list(rounds)
+
+
 # ---- files that are none -------------------------------------------------------------------------
 
 
@@ -314,8 +325,8 @@ NO_CHECKPOINTS = {
     "foreign": (saved({"model": torch.zeros(3)}), "does not begin as one"),
     "newer": (as_checkpoint(saved(plain()), version=2), "format is 2, a newer version's, not 1"),
     "no digest": (b"fedkern checkpoint 1\n", "damaged or cut off"),
-    "no JSON": (as_checkpoint(saved(plain()), b"{"), "second line is no JSON"),
-    "other JSON": (as_checkpoint(saved(plain()), b"[1]"), "second line does not tell of a run"),
+    "no JSON": (as_checkpoint(saved(plain()), b"{"), "what it tells of the run is no JSON"),
+    "other JSON": (as_checkpoint(saved(plain()), b"[1]"), "it does not tell of a run"),
     "no payload": (as_checkpoint(b""), "its content is not that of a run"),
     "other payload": (as_checkpoint(b"PK\3\4 and so on"), "its content is not that of a run"),
     "a pickle": (as_checkpoint(pickle.dumps(Evil(), 2)), "more than tensors, numbers and text"),

@@ -122,7 +122,7 @@ def test_checksums_tell_damage(tmp_path):
         file.write(b"x")
     assert ModelStore(tmp_path / "models").checksum(record) != before
     os.truncate(tmp_path / "models", 3000)
-    with pytest.raises(ValueError, match=r"wanted 4160 bytes in .*models, got 3000"):
+    with pytest.raises(OSError, match=r"wanted 4160 bytes in .*models, got 3000"):
         ModelStore(tmp_path / "models").checksum(record)
 
 
