@@ -37,7 +37,7 @@ from fedkern.fl.model_store import ModelStore
 
 # Personal models in processes, subregions from round 4 on, and moments on the server.
 RUN = ["compare", "floco+ --tau 4 --endpoints 5", "fedavg --server-optimizer adam", "--seeds", "1"]
-RUN += ["--rounds", "20", "--checkpoint-every", "3", "--workers", "2", "--clients", "12"]
+RUN += ["--rounds", "30", "--checkpoint-every", "3", "--workers", "2", "--clients", "12"]
 
 
 def start(arguments: list[str], log: Path) -> int:
@@ -190,7 +190,9 @@ class Torture:
         folder, kills = self.folder / f"killed-{number}", 0
         arguments = [*RUN, "--out", str(folder)]
         while kills == 0 or self.draws.random() < 0.5:
-            if not kill_after(start(arguments, self.log), self.draws.uniform(0, self.seconds)):
+            # Pictures and tables are drawn in the last third.
+            moment = self.draws.uniform(0, 0.8 * self.seconds)
+            if not kill_after(start(arguments, self.log), moment):
                 break
             kills += 1
             arguments = resume(folder)
