@@ -10,20 +10,24 @@ Ways of one and the same round, interleaved, each round on other clients:
   of models;
 - forward+backward: that without clipping and without the step.
 
-Then what workers, engines and the total number of clients change.
+Then what workers, engines, checkpoints, ranks and the total number of clients change.
 
 `make bench` runs it. Medians and ratios to the first variant are printed and kept.
 """
 
 from __future__ import annotations
 
+import csv
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -249,6 +253,54 @@ def test_engines(dataset: str) -> None:
         "vmap": task.rounds(fl.FedGA(), engine="vmap"),
     }
     keep(measured(variants, 8), task=f"{dataset}, engines")
+
+
+# ---- what lasts, and several processes -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fedavg", "ditto"])
+def test_checkpoints(name: str, tmp_path: Path) -> None:
+    """Wall-clock time of rounds that note what a checkpoint takes, and that write one each."""
+    task = Task("mnist")
+
+    def rounds(variant: str, every: int) -> Rounds:
+        checkpoints = fl.Checkpoints(tmp_path / variant, {}, every, NEVER, print)
+        clients = fl.make_clients(task.dataset, task.partition, checkpoints.store)
+        keep = checkpoints.keep if every else None
+        run = fl.simulate(fl.METHODS[name](), task.model(), clients, task.config, keep=keep)
+
+        def seconds(number: int) -> float:
+            started = perf_counter()
+            next(run)
+            return perf_counter() - started
+
+        return seconds
+
+    variants = {
+        "without": rounds("without", 0),
+        "noted": rounds("noted", NEVER),
+        "written": rounds("written", 1),
+    }
+    keep(measured(variants, 40), task=f"mnist mlp, {name}, checkpoints")
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_two_ranks_beside_two_workers(name: str, tmp_path: Path) -> None:
+    """Medians of whole runs: torchrun's two processes of a worker each, one process of two."""
+    options = ["--method", "fedavg", "--dataset", name, "--rounds", "20", "--eval-every", "20"]
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    variants = {"two workers": [], "two ranks": ranks}
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
+    for number in range(5):
+        for variant, prefix in variants.items():
+            out = tmp_path / f"{variant} {number}"
+            command = [sys.executable, *prefix, "-m", "fedkern", "run", *options, "--out", str(out)]
+            subprocess.run(command, check=True, capture_output=True)
+            with (out / "history.csv").open() as file:
+                times = [float(row["seconds"]) for row in csv.DictReader(file)]
+            seconds[variant].append(median(times[WARM_UP:]))
+    keep(seconds, task=f"{name}, ranks")
 
 
 # ---- the total number of clients -----------------------------------------------------------------

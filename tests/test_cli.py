@@ -491,7 +491,7 @@ MISTAKES = [
     ),
     (["run", "--server-tau", "0.1"], "server_tau: wanted only with --server-optimizer adam or"),
     (["run", "--method", "fedrl", "--loss", "fedlc"], "loss: wanted cross_entropy for fedrl"),
-    (["run", "--min-clients", "0"], "min_clients: wanted an integer >= 1, got 0"),
+    (["run", "--min-clients", "-1"], "min_clients: wanted an integer >= 0, got -1"),
     (["run", "--min-clients", "6"], "min_clients: wanted at most clients_per_round = 5, got 6"),
     (["run", "--fail-rate", "1"], r"fail_rate: wanted a number in \[0, 1\), got 1\.0"),
     (["run", "--aggregation", "medain"], "aggregation: wanted one of .* .did you mean 'median'"),

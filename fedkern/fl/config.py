@@ -43,7 +43,9 @@ class RunConfig:
     shards: int = setting(2, "shards: of each client, from samples sorted by class")
     clients: int = setting(20, "number of clients; all but digits: 100")
     clients_per_round: int = setting(5, "clients sampled each round; femnist: 30, others: 10")
-    min_clients: int = setting(1, "of a round, that have not failed; the run stops with fewer")
+    min_clients: int = setting(
+        1, "of a round, that have not failed; the run stops with fewer, and with 0 never"
+    )
     fail_rate: float = setting(0.0, "part of a round's clients that are made to fail, at random")
     rounds: int = setting(50, "rounds; mnist, fashion-mnist: 100, femnist: 500, others: 200")
     local_epochs: int = setting(2, "epochs of each client in a round; femnist: 5")
@@ -99,7 +101,7 @@ class RunConfig:
             raise unknown_name("layers", self.layers, LAYERS)
         if self.compile and self.engine == "vmap":
             raise ConfigError("compile: wanted engine serial or auto, got vmap")
-        for name in ("least_samples", "checkpoint_every"):
+        for name in ("least_samples", "checkpoint_every", "min_clients"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: wanted an integer >= 0, got {getattr(self, name)}")
         for name in ("fold_share", "target_accuracy"):
@@ -153,7 +155,6 @@ class RunConfig:
 _COUNTS = (
     "clients",
     "clients_per_round",
-    "min_clients",
     "rounds",
     "local_epochs",
     "batch_size",

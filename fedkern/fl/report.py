@@ -160,7 +160,12 @@ class _CsvFile:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", newline="", encoding="utf-8")
-        fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forked workers do not inherit it
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forked workers do not inherit
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            pass
         self._writer = csv.writer(self._file, lineterminator="\n")
 
     def begin(self, columns: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -132,13 +132,15 @@ def simulate(
         if server.active:
             before = engine.model.state.copy()
             training = _Training(method, server, before, config)
-            aggregate = method.aggregate(training.updates(), before, training)
-            after = method.server_optimizer.step(before, aggregate.state, server.state)
+            after = before
+            with suppress(_NobodyLeftError):
+                aggregate = method.aggregate(training.updates(), before, training)
+                after = method.server_optimizer.step(before, aggregate.state, server.state)
+                train_loss = aggregate.train_loss.item()
             if server.private is not None:  # to the bit
                 kept = before.values[server.private]
                 after.values[server.private] = kept.to(after.values.dtype)
             engine.model.load(after)
-            train_loss = aggregate.train_loss.item()
         _check_finite(engine.model, number, train_loss)
         method.end_round(server)
         seconds = perf_counter() - started
@@ -175,6 +177,10 @@ def sample_clients(clients: int, config: RunConfig, number: int) -> list[int]:
     """The clients of round `number`: clients_per_round of them, uniformly without replacement."""
     draws = generator(config.seed, "clients", number)
     return torch.randperm(clients, generator=draws)[: config.clients_per_round].tolist()
+
+
+class _NobodyLeftError(Exception):
+    """All clients of a round have failed, and the settings let it pass."""
 
 
 class _Training:
@@ -241,6 +247,8 @@ class _Training:
             server.note(failure)
         server.active = [client for client in server.active if client.number not in failures]
         _check_enough(server, failures, self._config)
+        if not server.active:
+            raise _NobodyLeftError
 
     def _send_models(self) -> None:
         """Gives all ranks what clients keep of the models that they have trained."""

@@ -32,7 +32,6 @@ def test_given_values_win_over_defaults_and_none_does_not():
     [
         "clients",
         "clients_per_round",
-        "min_clients",
         "rounds",
         "local_epochs",
         "batch_size",

@@ -417,3 +417,16 @@ def test_clients_without_data_are_missing_when_more_than_one_is_wanted(blobs):
         r"client \d was left out: no data: it has no training samples$",
     ):
         run(blobs, replace(several, min_clients=3), fl.FedAvg(), lambda: nn.Linear(6, 4), parts)
+
+
+@pytest.mark.parametrize("method", [fl.FedAvg(), fl.Ditto(), fl.Climb(), fl.FedPer()], ids=str)
+def test_with_no_least_number_a_round_of_failures_changes_nothing(blobs, method):
+    everyone = tuple((k, "error") for k in range(6))
+    failing = replace(method, loss=Failing(everyone))
+    model = linear()
+    before = [p.clone() for p in model.parameters()]
+    clients = fl.make_clients(blobs, fl.make_partition(blobs, CONFIG))
+    rounds = list(fl.simulate(failing, model, clients, replace(CONFIG, min_clients=0)))
+    assert all(map(torch.equal, model.parameters(), before))
+    assert [(r.clients, r.failed, math.isnan(r.train_loss)) for r in rounds] == [(0, 4, True)] * 3
+    assert rounds[0].evaluation is not None or not method.has_global_model
