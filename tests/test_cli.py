@@ -398,15 +398,18 @@ def test_normalised_and_augmented_inputs_change_the_run(tmp_path):
     assert len(losses) == 3
 
 
-def test_own_data(tmp_path):
+def own_arrays():
     rng = np.random.default_rng(0)
-    arrays = {
+    return {
         "x_train": rng.normal(size=(100, 5)),
         "y_train": rng.integers(0, 3, 100),
         "x_test": rng.normal(size=(20, 5)),
         "y_test": rng.integers(0, 3, 20),
     }
-    np.savez(tmp_path / "own.npz", **arrays)
+
+
+def test_own_data(tmp_path):
+    np.savez(tmp_path / "own.npz", **own_arrays())
     result = fedkern_command("run", "--dataset", "own.npz", "--rounds", 2, "--out", "out")
     assert result.exit_code == 0
     assert len(history(tmp_path / "out")) == 2
@@ -751,13 +754,7 @@ def test_what_matters_is_not_changed_on_resume(tmp_path):
 
 
 def test_other_data_are_refused_on_resume(tmp_path):
-    rng = np.random.default_rng(0)
-    arrays = {
-        "x_train": rng.normal(size=(100, 5)),
-        "y_train": rng.integers(0, 3, 100),
-        "x_test": rng.normal(size=(20, 5)),
-        "y_test": rng.integers(0, 3, 20),
-    }
+    arrays = own_arrays()
     np.savez(tmp_path / "own.npz", **arrays)
     options = ("--dataset", "own.npz", "--rounds", 2, "--clients", 10, "--clients-per-round", 5)
     assert fedkern_command("run", *options, "--out", "out").exit_code == 0

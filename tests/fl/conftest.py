@@ -1,6 +1,7 @@
 """What the tests of fedkern.fl share."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,16 @@ def blobs() -> fl.Dataset:
         return inputs, labels
 
     return fl.Dataset("blobs", *part(240), *part(60), num_classes=4)
+
+
+@pytest.fixture
+def images(blobs: fl.Dataset) -> fl.Dataset:
+    """Blobs as images of three channels, 8x8."""
+
+    def drawn(x: torch.Tensor) -> torch.Tensor:
+        return x[:, :3, None, None] + torch.linspace(-1, 1, 64).view(8, 8)
+
+    return replace(blobs, x_train=drawn(blobs.x_train), x_test=drawn(blobs.x_test))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from whole_runs import SMALL, drawn
+from whole_runs import SMALL, chain, convolutional, drawn
 
 from fedkern import fl
 from fedkern.fl import engine as engines
@@ -26,26 +26,6 @@ from fedkern.fl.checkpoint import CheckpointError, Checkpoints, read_checkpoint
 
 CONFIG = replace(SMALL, momentum=0.5, rounds=5)
 ABOUT = {"settings": {"lr": 0.1, "clip": float("inf")}}
-
-
-@pytest.fixture
-def images(blobs):
-    """Blobs as images of three channels, 8x8."""
-
-    def drawn(x):
-        return x[:, :3, None, None] + torch.linspace(-1, 1, 64).view(8, 8)
-
-    return replace(blobs, x_train=drawn(blobs.x_train), x_test=drawn(blobs.x_test))
-
-
-def convolutional():
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(144, 4)
-    )
-
-
-def chain():
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 4))
 
 
 class Run:

@@ -9,7 +9,7 @@ from time import sleep
 import pytest
 import torch
 from torch import nn
-from whole_runs import SMALL, assert_same_bits, drawn, jobs_of, run
+from whole_runs import SMALL, assert_same_bits, chain, convolutional, drawn, jobs_of, run
 
 from fedkern import fl
 from fedkern.fl import engine as engines
@@ -23,27 +23,6 @@ from fedkern.nn import simplexify, subregion
 
 CONFIG = replace(SMALL, momentum=0.5)
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def images(blobs):
-    """Blobs as images of three channels, 8x8."""
-
-    def drawn(x):
-        return x[:, :3, None, None] + torch.linspace(-1, 1, 64).view(8, 8)
-
-    return replace(blobs, x_train=drawn(blobs.x_train), x_test=drawn(blobs.x_test))
-
-
-def convolutional():
-    """No chain of layers: autograd runs in the workers."""
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(144, 4)
-    )
-
-
-def chain():
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 4))
 
 
 # ---- workers -------------------------------------------------------------------------------------

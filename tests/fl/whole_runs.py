@@ -26,6 +26,18 @@ SMALL = fl.RunConfig(
 )
 
 
+def convolutional() -> nn.Module:
+    """No chain of layers: autograd runs in the workers."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(144, 4)
+    )
+
+
+def chain() -> nn.Module:
+    """A model of the same images that is run without autograd."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 4))
+
+
 class Alone(NamedTuple):
     """The training of clients by one rank."""
 
