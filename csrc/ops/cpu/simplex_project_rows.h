@@ -39,7 +39,10 @@ FEDKERN_ALWAYS_INLINE constexpr int64_t width(int64_t left) {
   return left < 0 ? 0 : left < V::size() ? left : V::size();
 }
 
-// Elements of a half type to float, and back.
+// Elements of a half type to float, and back. The capability is in the names of their lambdas,
+// which a compiler need not inline: Chunk differs, and the linker would keep one lambda for all.
+inline namespace CPU_CAPABILITY {
+
 template <typename scalar_t>
 FEDKERN_ALWAYS_INLINE void to_float(const scalar_t* from, float* to, int64_t size) {
   using C = Chunk<scalar_t>;
@@ -62,6 +65,8 @@ FEDKERN_ALWAYS_INLINE void from_float(const float* from, scalar_t* to, int64_t s
     chunk.store(to + j, count);
   });
 }
+
+}  // namespace CPU_CAPABILITY
 
 // Calls project(from, first, rows, to) for the rows [begin, end): for all of them where they lie,
 // but for rows of a half type in scratch, some at a time, that are converted from and to them.
