@@ -214,8 +214,7 @@ def _run_experiment(defaults: dict[str, Any], given: dict[str, Any]) -> None:
         if resumed is not None:
             experiment.check_resumable(resumed, before)
         if out is None:
-            names = map(file_name, experiment.methods)
-            title = "-".join([Path(experiment.config.dataset).stem, *names])
+            title = f"{Path(experiment.config.dataset).stem}-{file_name(*experiment.methods)}"
             out = f"runs/{title}-{datetime.now():%Y%m%d-%H%M%S}"
         folder = RunFolder(Path(out), overwrite=overwrite, resumed=resumed is not None)
         _report(experiment, folder, ranks)

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
@@ -52,9 +53,12 @@ CLIENT_COLUMNS = (
 CHECKPOINTS = "checkpoints"  # the folder of the runs' checkpoints, one folder for each
 
 
-def file_name(title: str) -> str:
-    """What a method and its options are called in a path."""
-    return title.replace(" --", "-").replace(" ", "-")
+def file_name(*titles: str) -> str:
+    """What methods and their options are called in a path, of at most 120 characters."""
+    name = "-".join(title.replace(" --", "-").replace(" ", "-") for title in titles)
+    if len(name) > 120:
+        name = f"{name[:103]}-{blake2b(name.encode(), digest_size=8).hexdigest()}"
+    return name
 
 
 class RunFolder:

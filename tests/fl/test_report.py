@@ -15,6 +15,7 @@ from fedkern.fl.landscape import Landscape
 from fedkern.fl.report import (
     HISTORY_COLUMNS,
     RunFolder,
+    file_name,
     plot_clients,
     plot_curves,
     plot_simplex,
@@ -23,6 +24,14 @@ from fedkern.fl.report import (
 from fedkern.fl.results import tables
 
 PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_names_of_files_are_short_and_tell_methods_apart():
+    assert file_name("fedavg", "floco --rho 0.3") == "fedavg-floco-rho-0.3"
+    long = [f"floco+ {'--loss calibrated_ce ' * 20}--tau {tau}" for tau in (1, 2)]
+    names = [*map(file_name, long), file_name(*long)]
+    assert [len(name) for name in names] == [120] * 3
+    assert len(set(names)) == 3
 
 
 def test_history_is_written_round_by_round(tmp_path):
