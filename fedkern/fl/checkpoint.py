@@ -333,20 +333,12 @@ class Checkpoints:
             return
         snapshot, models = self._latest
         done = len(snapshot.rounds)
-        if done in self._written:
-            return
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self.store.sync()
-            for record in models.records.values():
-                if record.checksum is None:
-                    record.checksum = self.store.checksum(record)
-            path = self._folder / f"round-{done:06d}.checkpoint"
-            write_checkpoint(path, Checkpoint(self._about, snapshot, models))
-            self._written[done] = models
+            if done not in self._written:
+                self._write(snapshot, models)
             for number in sorted(self._written)[:-KEPT]:
                 del self._written[number]  # and its models' places are free
-            for path in _paths(self._folder):
+            for path in _paths(self._folder):  # there are more after a kill at this place
                 if _number(path) not in self._written:
                     path.unlink()
         except OSError as error:
@@ -354,6 +346,17 @@ class Checkpoints:
                 f"checkpoint of round {done} in {self._folder}: {error.strerror or error}; "
                 f"there are those of rounds {sorted(self._written) or 'none'}"
             )
+
+    def _write(self, snapshot: Snapshot, models: Table) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.store.sync()
+        for record in models.records.values():
+            if record.checksum is None:
+                record.checksum = self.store.checksum(record)
+        done = len(snapshot.rounds)
+        path = self._folder / f"round-{done:06d}.checkpoint"
+        write_checkpoint(path, Checkpoint(self._about, snapshot, models))
+        self._written[done] = models
 
 
 def remove_checkpoints(folder: Path) -> None:

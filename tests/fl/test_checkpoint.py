@@ -171,6 +171,16 @@ def test_the_last_two_are_kept(done):
     ]
 
 
+def test_what_a_kill_left_behind_is_removed(blobs, done, monkeypatch):
+    (done / "round-000004.checkpoint").rename(done / "kept")
+    list(run(blobs, done, rounds=6).resumed().rounds())
+    (done / "kept").rename(done / "round-000004.checkpoint")
+    resumed = run(blobs, done, rounds=6).resumed()
+    list(resumed.rounds())  # none is left
+    resumed.checkpoints.save()
+    assert names(done)[1:] == ["round-000005.checkpoint", "round-000006.checkpoint"]
+
+
 @pytest.mark.parametrize(("every", "rounds"), [(2, [4, 5]), (3, [3, 5]), (9, [5]), (0, [])])
 def test_one_every_so_often_and_at_the_end(blobs, tmp_path, every, rounds):
     list(run(blobs, tmp_path / "new", every=every).rounds())
