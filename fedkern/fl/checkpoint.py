@@ -253,6 +253,15 @@ _TYPES: dict[str, Any] = {
 class Checkpoints:
     """The checkpoints of one run, in a folder of their own; the last two are kept.
 
+    A run that goes on whenever it is started again::
+
+        checkpoints = fl.Checkpoints(folder, {"config": vars(config)}, 10, config.rounds, print)
+        checkpoints.resume()
+        clients = fl.make_clients(dataset, partition, checkpoints.store)
+        start, keep = checkpoints.start, checkpoints.keep
+        for round in fl.simulate(method, model, clients, config, start=start, keep=keep):
+            ...
+
     Args:
         folder: need not exist.
         about: of the run, for `Checkpoint.about`: what must be the same when it is gone on with.
