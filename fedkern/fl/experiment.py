@@ -153,7 +153,7 @@ class Experiment:
             for title in self.methods:
                 self.checkpoints(folder, title, seed, say=str).resume()
 
-    def run(self, folder: RunFolder, console: Console, ranks: Ranks) -> Outcome:
+    def run(self, folder: RunFolder, console: Console, ranks: Ranks | None = None) -> Outcome:
         """Runs, writes and reports, as the first rank; what stops early is reported as it is."""
         config = self.config
         config_file.write(self.settings(), folder.path / "config.toml")
@@ -175,7 +175,7 @@ class Experiment:
         try:
             total = len(self.partitions) * len(self.methods) * config.rounds
             with Progress(console, total) as progress:
-                self._simulate_all(folder, results, say, progress, ranks)
+                self._simulate_all(folder, results, say, progress, ranks or Ranks())
         except _ENDS as error:
             status, exit_code = _end(error, folder)
         results = [result for result in results if result.rounds]

@@ -165,7 +165,7 @@ def test_local_buffers_stay_with_their_clients(blobs):
         for n in range(1, 5)
         for k in fl.sample_clients(3, replace(CONFIG, clients=3, clients_per_round=2), n)
     }
-    assert {client.number for client in clients if "buffers" in client.state} == took_part
+    assert {client.number for client in clients if "buffers" in client.models} == took_part
     means = [
         client.models["buffers"].buffers[0] for client in clients if client.number in took_part
     ]
@@ -176,7 +176,7 @@ def test_local_buffers_stay_with_their_clients(blobs):
         x, y = blobs.x_test[client.test_indices], blobs.y_test[client.test_indices]
         own = normed()
         own.load_state_dict(model.state_dict())
-        if "buffers" in client.state:
+        if "buffers" in client.models:
             for buffer, value in zip(own.buffers(), client.models["buffers"].buffers, strict=True):
                 buffer.copy_(value)
         with torch.no_grad():
@@ -194,7 +194,7 @@ def test_local_buffers_count_a_clients_own_rounds(blobs):
         k: next(n for n in range(1, 5) if k in fl.sample_clients(3, config, n)) for k in sampled
     }
     for client in clients:
-        if "buffers" in client.state:
+        if "buffers" in client.models:
             # Before its first round it has the global counter, the largest so far.
             counter = client.models["buffers"].buffers[2].item()
             assert counter >= 6 * sampled.count(client.number)
