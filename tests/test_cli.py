@@ -201,7 +201,7 @@ def test_compare_shows_every_method_the_same(tmp_path, monkeypatch):
     def spy(method, model, clients, config, **more):
         sampled = [fl.sample_clients(len(clients), config, n) for n in (1, 2)]
         weights = [p.clone() for p in model.parameters()]
-        assert all(client.state == {} for client in clients)
+        assert all(client.state == {} and not client.models for client in clients)
         seen.append((config.seed, [client.indices for client in clients], weights, sampled))
         return simulate(method, model, clients, config, **more)
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fedkern import fl
+from fedkern.fl.flat import State
 
 
 def test_clients_hold_their_samples(blobs):
@@ -46,6 +47,12 @@ def test_states_are_not_shared(blobs):
     first, second = fl.make_clients(blobs, partition)
     first.state["a"] = 1
     assert second.state == fl.make_clients(blobs, partition)[0].state == {}
+    first.models["a"] = State(torch.ones(2), [])
+    assert not second.models
+    assert not fl.make_clients(blobs, partition)[0].models
+    alone = [fl.Client(0, blobs, torch.arange(2), torch.arange(0)) for _ in range(2)]
+    alone[0].models["a"] = State(torch.ones(2), [])
+    assert not alone[1].models
 
 
 def test_local_test_samples_are_the_partitions(blobs):

@@ -152,7 +152,7 @@ def run(dataset, buffers, method=None, rounds=2):
 
 def test_aggregated_buffers_are_averaged_and_counters_are_not(blobs):
     _, model, clients = run(blobs, "aggregate")
-    assert all(client.state == {} for client in clients)
+    assert all(client.state == {} and not client.models for client in clients)
     # Two rounds of two epochs of three batches (80 samples by 30), starting at the global count.
     assert model[0].num_batches_tracked.dtype == torch.int64
     assert model[0].num_batches_tracked == 12
