@@ -194,15 +194,16 @@ def _run_experiment(defaults: dict[str, Any], given: dict[str, Any]) -> None:
 
     Settings are those `given` on the command line, then those of its file, then the `defaults`.
     """
-    file, resumed = given.pop("config"), given.pop("resume")
+    file, resumed = given["config"], given.pop("resume")
     if resumed is not None:
-        for name, value in (("config", file), *((n, given[n]) for n in ("out", "overwrite"))):
-            if value:
+        for name in ("config", "out", "overwrite"):
+            if value := given[name]:
                 got = value if value is True else repr(str(value))
                 raise fl.ConfigError(f"{name}: wanted nothing with --resume, got {got}")
         file = resumed / "config.toml"
         if not file.is_file():
             raise fl.ConfigError(f"resume: wanted a folder with a config.toml, got {resumed}")
+    del given["config"]
     before = config_file.read(file) if file else {}
     settings = config_file.merge(defaults, before, given)
     out, overwrite = resumed or settings.pop("out", None), settings.pop("overwrite", False)

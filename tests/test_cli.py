@@ -6,15 +6,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import python
 from typer.testing import CliRunner
 
 import fedkern
@@ -47,11 +46,8 @@ def fedkern_command(*arguments):
 
 
 def process(*arguments):
-    """The arguments of a real process, and its environment, wherever fedkern was imported from."""
-    folder = str(Path(fedkern.__file__).parent.parent)
-    path = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "fedkern", *map(str, arguments)]
-    return {"args": command, "env": {**os.environ, "PYTHONPATH": path}, "text": True}
+    """The arguments of a real process of the command."""
+    return python("-m", "fedkern", *arguments)
 
 
 def history(folder):

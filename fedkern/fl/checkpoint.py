@@ -298,7 +298,7 @@ class Checkpoints:
         """
         found: list[Checkpoint] = []
         refused: list[CheckpointError] = []
-        for path in reversed(_paths(self._folder)):
+        for path in reversed(_paths(self._folder).values()):
             try:
                 checkpoint = read_checkpoint(path)
                 _check_same(checkpoint.about, self._about, path)
@@ -347,8 +347,8 @@ class Checkpoints:
                 self._write(snapshot, models)
             for number in sorted(self._written)[:-KEPT]:
                 del self._written[number]  # and its models' places are free
-            for path in _paths(self._folder):  # there are more after a kill at this place
-                if _number(path) not in self._written:
+            for number, path in _paths(self._folder).items():  # more after a kill at this place
+                if number not in self._written:
                     path.unlink()
         except OSError as error:
             self._say(
@@ -370,22 +370,16 @@ class Checkpoints:
 
 def remove_checkpoints(folder: Path) -> None:
     """Removes a run's checkpoints and its clients' models, and the folder if it is empty."""
-    for path in [*_paths(folder), *folder.glob(MODELS)]:
+    for path in [*_paths(folder).values(), *folder.glob(MODELS)]:
         path.unlink()
     with suppress(OSError):
         folder.rmdir()
 
 
-def _paths(folder: Path) -> list[Path]:
-    """A run's checkpoints in their order."""
-    return sorted(path for path in folder.glob("round-*.checkpoint") if _NAME.fullmatch(path.name))
-
-
-def _number(path: Path) -> int:
-    """Of the round after which a checkpoint was written."""
-    match = _NAME.fullmatch(path.name)
-    assert match is not None
-    return int(match[1])
+def _paths(folder: Path) -> dict[int, Path]:
+    """A run's checkpoints by the number of the round after which they were written, in order."""
+    found = [(_NAME.fullmatch(path.name), path) for path in folder.glob("round-*.checkpoint")]
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def _check_same(there: Mapping[str, Any], here: Mapping[str, Any], path: Path) -> None:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, unknown_name
+from .files import bytes_of
 from .folders import FEMNIST_CLASSES, read_femnist, read_tiny_imagenet
 from .reading import sample_contiguous, scaled
 
@@ -64,8 +65,7 @@ class Dataset:
         """CRC-32 of all inputs, labels and writers."""
         checksum = 0
         for tensor in filter(torch.is_tensor, vars(self).values()):
-            content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-            checksum = zlib.crc32(content.data, checksum)
+            checksum = zlib.crc32(bytes_of(tensor), checksum)
         return checksum
 
     def __post_init__(self) -> None:

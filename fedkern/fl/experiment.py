@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import fedkern
 from . import config_file
 from .augment import check_augment
 from .checkpoint import Checkpoints
-from .client import make_clients
+from .client import Client, make_clients
 from .config import RunConfig
 from .data import Dataset, load_dataset
 from .engine import make_engine
@@ -39,7 +39,7 @@ from .report import (
 )
 from .results import Result, tables
 from .seeding import generator
-from .simulation import check_engine, simulate
+from .simulation import Round, check_engine, simulate
 from .snapshot import shared_start
 
 
@@ -250,14 +250,12 @@ class Experiment:
         ranks: Ranks,
     ) -> None:
         """One run, from its beginning or from its last checkpoint."""
-        title, seed, config = result.method, result.seed, replace(self.config, seed=result.seed)
+        title, seed = result.method, result.seed
         checkpoints = self.checkpoints(folder.path, title, seed, say)
         if folder.resumed:
             checkpoints.resume()
-        model = self.initial_model(seed).to(config.torch_device())
-        clients = make_clients(dataset, self.partitions[seed], checkpoints.store)
-        method, keep = self.methods[title], checkpoints.keep
-        start = shared_start(checkpoints.start, clients, ranks)
+        model, clients, rounds = self._begin(title, seed, dataset, ranks, checkpoints)
+        start = checkpoints.start
         if start is not None:
             result.rounds += start.rounds
             folder.add(title, seed, *start.rounds)
@@ -265,8 +263,7 @@ class Experiment:
             say(f"{title} seed {seed}: goes on after round {len(start.rounds)}")
         told = {failure.cause for round in result.rounds for failure in round.failures}
         try:
-            run = simulate(method, model, clients, config, start=start, keep=keep, ranks=ranks)
-            for round in run:
+            for round in rounds:
                 if not result.rounds:
                     facts = ", ".join(f"{k} {v}" for k, v in round.engine.items())
                     say(f"{title} seed {seed}: {facts}")
@@ -276,7 +273,7 @@ class Experiment:
                         say(f"{title} seed {seed} round {round.number}: {failure}")
                 result.rounds.append(round)
                 folder.add(title, seed, round)
-                progress.show(f"{title} seed {seed}", round, config.rounds)
+                progress.show(f"{title} seed {seed}", round, self.config.rounds)
         finally:
             checkpoints.save()
         if sum(result.failures.values()) > len(told):
@@ -289,14 +286,31 @@ class Experiment:
     def assist(self, ranks: Ranks) -> None:
         """What the other ranks do while the first one runs."""
         dataset = self.dataset.to(self.config.torch_device())
-        for seed, partition in self.partitions.items():
-            for method in self.methods.values():
-                model = self.initial_model(seed).to(self.config.torch_device())
-                clients = make_clients(dataset, partition)
-                start = shared_start(None, clients, ranks)
-                config = replace(self.config, seed=seed)
-                for _ in simulate(method, model, clients, config, start=start, ranks=ranks):
+        for seed in self.partitions:
+            for title in self.methods:
+                *_, rounds = self._begin(title, seed, dataset, ranks)
+                for _ in rounds:
                     pass
+
+    def _begin(
+        self,
+        title: str,
+        seed: int,
+        dataset: Dataset,
+        ranks: Ranks,
+        checkpoints: Checkpoints | None = None,
+    ) -> tuple[torch.nn.Module, list[Client], Iterator[Round]]:
+        """A run on all ranks, of which the first one has the checkpoints: what is left to do."""
+        config = replace(self.config, seed=seed)
+        model = self.initial_model(seed).to(config.torch_device())
+        store, start, keep = None, None, None
+        if checkpoints is not None:
+            store, start, keep = checkpoints.store, checkpoints.start, checkpoints.keep
+        clients = make_clients(dataset, self.partitions[seed], store)
+        start = shared_start(start, clients, ranks)
+        method = self.methods[title]
+        rounds = simulate(method, model, clients, config, start=start, keep=keep, ranks=ranks)
+        return model, clients, rounds
 
 
 # What ends an experiment; of files, only those of results: checkpoints say what they cannot write.

@@ -1,10 +1,13 @@
-"""Files that are there as a whole or not at all."""
+"""Files that are there as a whole or not at all, and what of a tensor goes into a file."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -25,6 +28,12 @@ def write_whole(path: Path, content: bytes) -> None:
             new.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's numbers in the order of its indices, whatever its type, layout and device."""
+    content: memoryview = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    return content
 
 
 def sync_folder(path: Path) -> None:

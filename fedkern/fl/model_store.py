@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .errors import RunError
+from .files import bytes_of
 from .flat import State
 
 _ALIGNMENT = 64  # bytes
@@ -127,8 +128,7 @@ class ModelStore:
             size = Record(0, kinds).end
             record = Record(self._place(size), kinds)
             for tensor, offset in zip(tensors, record.offsets, strict=False):
-                content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-                self._write(content.numpy().data, offset)
+                self._write(bytes_of(tensor), offset)
         except OSError as error:
             raise RunError(
                 f"models of clients: wanted room for them in {self.path or 'a temporary file'}, "

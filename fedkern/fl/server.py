@@ -96,7 +96,7 @@ class Server:
         clients = self.reach([client for client in self.clients if len(client) > 0])
         places = self.ranks.share(range(len(clients)))
         jobs = [self.job(clients[place], work, before) for place in places]
-        results = self.train(jobs, before.values) if jobs else ()
+        results = self.train(jobs, before.values)
         answers: dict[int, Tensor] = {}
         failures: list[Failure] = []
         for place, job, result in zip(places, jobs, results, strict=True):
@@ -113,8 +113,8 @@ class Server:
         return [(clients[place], own.to(before.values.device)) for place, own in answers.items()]
 
     def train(self, jobs: Sequence[Job], anchor: Tensor) -> Iterator[Trained | Failure]:
-        """What comes of jobs: see `Engine.train`."""
-        return self._engine.train(jobs, anchor)
+        """What comes of jobs, if there are any: see `Engine.train`."""
+        return self._engine.train(jobs, anchor) if jobs else iter(())
 
     def job(self, client: Client, work: LocalWork, start: State) -> Job:
         """A client's work from a state, with its own draws of this round."""

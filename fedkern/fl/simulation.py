@@ -29,6 +29,7 @@ from .ranks import Ranks
 from .seeding import generator
 from .server import Server
 from .snapshot import Snapshot
+from .training import LocalWork
 from .workers import num_workers
 
 # Of a client's models, where clients keep theirs: the model's buffers (without values), and the
@@ -201,7 +202,6 @@ class _Training:
     def updates(self) -> Iterator[Update]:
         """Trains this rank's share of the clients from the global state."""
         server, before = self._server, self._before
-        private = server.private
         places = [
             (kind, place)
             for kind in range(len(self._works))
@@ -214,7 +214,7 @@ class _Training:
             if work.keeps is not None:
                 start = client.models.get(work.keeps, start)
             jobs.append(server.job(client, work, start))
-        results = server.train(jobs, before.values) if jobs else ()
+        results = server.train(jobs, before.values)
         for at, job, trained in zip(places, jobs, results, strict=True):
             client = job.client
             if isinstance(trained, Failure):
@@ -224,15 +224,23 @@ class _Training:
                 continue
             self._done[at] = 1
             state = trained.state
+            client.models.update(self._kept(job.work, state))
             if job.work.keeps is not None:
-                client.models[job.work.keeps] = state
                 continue
-            if self._config.buffers == "local":
-                client.models[BUFFERS] = State(state.values[:0], state.buffers)
-            if private is not None:  # the server sees what it has sent
-                client.models[PRIVATE] = State(state.values[private], [])
-                state.values[private] = before.values[private]
+            if server.private is not None:  # the server sees what it has sent
+                state.values[server.private] = before.values[server.private]
             yield Update(state, len(client), trained.train_loss)
+
+    def _kept(self, work: LocalWork, state: State) -> dict[str, State]:
+        """What a client keeps, by name, of a state that it has trained."""
+        if work.keeps is not None:
+            return {work.keeps: state}
+        kept = {}
+        if self._config.buffers == "local":
+            kept[BUFFERS] = State(state.values[:0], state.buffers)
+        if self._server.private is not None:
+            kept[PRIVATE] = State(state.values[self._server.private], [])
+        return kept
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """See `Shared`."""
@@ -254,15 +262,10 @@ class _Training:
         """Gives all ranks what clients keep of the models that they have trained."""
         if self.ranks.size == 1:
             return
-        server, (values, buffers) = self._server, self._before
         for kind, works in enumerate(self._works):
-            like = {works[0].keeps: State(values, buffers)} if works[0].keeps is not None else {}
-            if works[0].keeps is None and self._config.buffers == "local":
-                like[BUFFERS] = State(values[:0], buffers)
-            if works[0].keeps is None and server.private is not None:
-                like[PRIVATE] = State(values[server.private], [])
-            for place, client in enumerate(server.active):
-                for name, shaped in like.items() if self._done[kind, place] else ():
+            shapes = self._kept(works[0], self._before)
+            for place, client in enumerate(self._server.active):
+                for name, shaped in shapes.items() if self._done[kind, place] else ():
                     owner = place % self.ranks.size
                     own = owner == self.ranks.rank
                     sent = self.ranks.send(client.models[name] if own else shaped, owner)

@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 import zipfile
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import python
 from torch import nn
 from whole_runs import SMALL, chain, convolutional, drawn
 
@@ -491,13 +491,7 @@ def test_the_file_s_first_lines_are_for_people(done):
 def test_runs_that_are_killed_end_in_the_same_files():
     """At 20 random moments; and what goes on with them, too. `make torture` does it 200 times."""
     program = Path(__file__).with_name("kill_and_resume.py")
-    folder = str(Path(fl.__file__).parent.parent.parent)
-    path = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, str(program), "--kills", "20", "--forbids", "2"],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    torture = python(program, "--kills", 20, "--forbids", 2, OMP_NUM_THREADS="1")
+    done = subprocess.run(**torture, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(": the same\n") == 22

@@ -5,12 +5,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import python
 from torch import nn
 
 from fedkern import fl
@@ -18,27 +18,18 @@ from fedkern.fl.checkpoint import read_checkpoint
 from fedkern.fl.model_store import ModelStore
 from fedkern.fl.ranks import Ranks
 
-ROOT = str(Path(fl.__file__).parent.parent.parent)
-
-
-def environment():
-    path = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
 
 def torchrun(*arguments, ranks=2, script=("-m", "fedkern")):
     """The arguments of torchrun's process; it chooses a free port."""
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*run, "--nproc-per-node", str(ranks), *script, *map(str, arguments)]
-    return {"args": command, "env": environment(), "text": True}
+    run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks)
+    return python(*run, *script, *arguments, OMP_NUM_THREADS="1")
 
 
 def fedkern(*arguments, ranks=1):
     if ranks > 1:
         process = torchrun(*arguments, ranks=ranks)
     else:
-        command = [sys.executable, "-m", "fedkern", *map(str, arguments)]
-        process = {"args": command, "env": environment(), "text": True}
+        process = python("-m", "fedkern", *arguments, OMP_NUM_THREADS="1")
     done = subprocess.run(**process, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
