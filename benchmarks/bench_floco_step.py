@@ -24,7 +24,8 @@ from torch import nn
 
 from fedkern import fl
 from fedkern.fl.engine import make_engine
-from fedkern.fl.training import LocalWork
+from fedkern.fl.server import SimulatedServer
+from fedkern.fl.training import LocalWork, Question
 from fedkern.nn import simplexify, subregion
 
 CONFIG = fl.RunConfig(
@@ -112,10 +113,11 @@ def test_statistics_of_round_tau(threads: int) -> None:
     clients = fl.make_clients(dataset, fl.iid(dataset.y_train, CONFIG.clients, 0))
     method = fl.Floco(tau=1, endpoints=ENDPOINTS)
     engines = [make_engine(network(dataset, "cpu", m), dataset, CONFIG) for m in (0, ENDPOINTS)]
-    plain, on_simplex = (fl.Server(engine, clients, CONFIG) for engine in engines)
+    plain, on_simplex = (SimulatedServer(engine, clients, CONFIG, fl.Ranks()) for engine in engines)
     on_simplex.number = method.tau
+    nothing = Question(LocalWork(fl.CrossEntropy()), lambda *_: torch.empty(0))
     steps = {
-        "training": lambda: [None for _ in plain.ask_all(LocalWork(fl.CrossEntropy()))],
+        "training": lambda: plain.ask_all(nothing),
         "statistics": lambda: method.begin_round(on_simplex),
     }
     with timing.torch_threads(threads):

@@ -68,6 +68,7 @@ from .partition import (
 )
 from .ranks import Ranks, joined_ranks
 from .reading import Reader, scaled
+from .rounds import Round, sample_clients
 from .seeding import Draws, generator
 from .server import Server
 from .server_optimizers import (
@@ -77,7 +78,7 @@ from .server_optimizers import (
     ServerMomentum,
     ServerYogi,
 )
-from .simulation import Round, sample_clients, simulate
+from .simulation import simulate
 from .snapshot import Snapshot
 
 __all__ = [

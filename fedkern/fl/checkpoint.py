@@ -33,7 +33,7 @@ from .failures import Failure
 from .files import write_whole
 from .linear import Products, Shape
 from .model_store import Kind, ModelStore, Record, Table
-from .simulation import Round
+from .rounds import Round
 from .snapshot import Snapshot
 
 T = TypeVar("T")

@@ -38,8 +38,9 @@ from .report import (
     summarise,
 )
 from .results import Result, tables
+from .rounds import Round
 from .seeding import generator
-from .simulation import Round, check_engine, simulate
+from .simulation import check_engine, simulate
 from .snapshot import shared_start
 
 

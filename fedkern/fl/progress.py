@@ -10,7 +10,7 @@ from types import TracebackType
 from rich import progress
 from rich.console import Console
 
-from .simulation import Round
+from .rounds import Round
 
 
 class Progress:

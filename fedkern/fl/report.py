@@ -23,7 +23,7 @@ from .errors import ConfigError
 from .methods.floco import CENTER
 from .partition import Partition
 from .results import MEASURES, TARGET_ACCURACY, Result, figures, measure, methods_of, tables
-from .simulation import Round
+from .rounds import Round
 
 HISTORY_COLUMNS = (
     "method",

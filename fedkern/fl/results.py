@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .config import RunConfig
 from .landscape import Landscape
-from .simulation import Round
+from .rounds import Round
 
 if TYPE_CHECKING:
     from rich.box import Box

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +16,12 @@ from .failures import INJECTED, NO_DATA, Failure
 from .flat import FlatModel, State
 from .ranks import Ranks
 from .seeding import Draws, generator
-from .training import Job, LocalWork, Trained
+from .training import Job, LocalWork, Question, Trained
 from .workers import num_workers
 
 
 class Server:
-    """The server of a simulated run.
+    """A server, wherever its clients are.
 
     Attributes:
         clients: all of them.
@@ -31,25 +31,32 @@ class Server:
         active: the round's clients; those that have failed, and those without data, are not.
         failures: of the round so far, the first of each client, by its number.
         private: which of the model's values each client has of its own (`Method.private`).
-        ranks: among which the clients' work is shared out.
     """
 
-    def __init__(
-        self, engine: Engine, clients: Sequence[Client], config: RunConfig, ranks: Ranks
-    ) -> None:
-        self.clients, self.ranks = clients, ranks
+    def __init__(self, model: FlatModel, clients: Sequence[Client], config: RunConfig) -> None:
+        self.model, self.clients = model, clients
         self.state: dict[str, Any] = {}
         self.number = 0
         self.active: list[Client] = []
         self.failures: dict[int, Failure] = {}
         self.private: Tensor | None = None
-        self._engine = engine
         self._config = config
 
-    @property
-    def model(self) -> FlatModel:
-        """See above."""
-        return self._engine.model
+    def ask_all(self, question: Question) -> list[tuple[Client, Tensor]]:
+        """Lets every client with data train a throw-away copy of the global model.
+
+        Returns:
+            The clients that do not fail, and their answers.
+        """
+        raise NotImplementedError
+
+    def local_losses(self, clients: Sequence[Client]) -> Tensor:
+        """Plain cross entropy of the global model on the training data of clients that have some.
+
+        Returns:
+            Each client's mean over samples, float64 [len(clients)] on the CPU.
+        """
+        raise NotImplementedError
 
     def draws(self, purpose: str) -> torch.Generator:
         """A new generator for a purpose of the run, the same in every round."""
@@ -79,23 +86,27 @@ class Server:
         """Keeps a client's first failure of the round."""
         self.failures.setdefault(failure.client, failure)
 
-    def ask_all(
-        self, work: LocalWork, answer: Callable[[Client, State], Tensor]
-    ) -> list[tuple[Client, Tensor]]:
-        """Lets every client with data train a throw-away copy of the global model.
 
-        Args:
-            work: what they train.
-            answer: what a client then sends of the state that it ends in (which later ones take
-                the place of), of one shape for all.
+class SimulatedServer(Server):
+    """The server of clients that an engine trains.
 
-        Returns:
-            The clients that do not fail, and their answers.
-        """
+    Attributes:
+        ranks: among which the clients' work is shared out.
+    """
+
+    def __init__(
+        self, engine: Engine, clients: Sequence[Client], config: RunConfig, ranks: Ranks
+    ) -> None:
+        super().__init__(engine.model, clients, config)
+        self.ranks = ranks
+        self._engine = engine
+
+    def ask_all(self, question: Question) -> list[tuple[Client, Tensor]]:
+        """See `Server`."""
         before = self.model.state.copy()
         clients = self.reach([client for client in self.clients if len(client) > 0])
         places = self.ranks.share(range(len(clients)))
-        jobs = [self.job(clients[place], work, before) for place in places]
+        jobs = [self.job(clients[place], question.work, before) for place in places]
         results = self.train(jobs, before.values)
         answers: dict[int, Tensor] = {}
         failures: list[Failure] = []
@@ -103,7 +114,9 @@ class Server:
             if isinstance(result, Failure):
                 failures.append(result)
             else:
-                answers[place] = answer(job.client, result.state)
+                answers[place] = question.answer(
+                    job.client, self.model.layout, before.values, result.state
+                )
         self.model.load(before)
         for failure in self.ranks.collect(failures):
             self.note(failure)
@@ -122,11 +135,7 @@ class Server:
         return Job(client, work, start, draws)
 
     def local_losses(self, clients: Sequence[Client]) -> Tensor:
-        """Plain cross entropy of the global model on the training data of clients that have some.
-
-        Returns:
-            Each client's mean over samples, float64 [len(clients)] on the CPU.
-        """
+        """See `Server`."""
         dataset = clients[0].dataset
         means = torch.zeros(len(clients), dtype=torch.float64)
         if own := self.ranks.share(clients):

@@ -7,11 +7,8 @@ It names no method: a method says what a client trains and how the server combin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,57 +16,22 @@ from torch import Tensor, nn
 from .client import Client
 from .config import RunConfig
 from .engine import make_engine
-from .errors import ConfigError, NonFiniteModelError, RunError
+from .errors import ConfigError
 from .evaluation import Evaluation, LocalEvaluation, measure, measure_local, predict
-from .failures import NO_DATA, Failure
-from .flat import FlatModel, State
+from .failures import Failure
+from .flat import State
 from .linear import choose_as
 from .methods import Method, Update
+from .own_models import kept_of, personal_logits, start_of
 from .ranks import Ranks
+from .rounds import Round, aggregate, check_enough, check_finite, leave_out, sample_clients
 from .seeding import generator
-from .server import Server
+from .server import SimulatedServer
 from .snapshot import Snapshot
 from .training import LocalWork
 from .workers import num_workers
 
-# Of a client's models, where clients keep theirs: the model's buffers (without values), and the
-# parameters that the method leaves with the clients (without buffers).
-BUFFERS, PRIVATE = "buffers", "private"
-
 Evaluations = tuple[Evaluation | None, LocalEvaluation | None, LocalEvaluation | None]
-
-
-@dataclass(frozen=True)
-class Round:
-    """What is reported of one round; evaluations are None where they are not due.
-
-    Attributes:
-        number: counted from 1.
-        seconds: wall-clock time of sampling, training and aggregation, without evaluation.
-        train_loss: plain cross entropy of the round's training batches, mean over samples; nan if
-            no sampled client holds data.
-        evaluation: of the global model on the global test data; None where the method has no
-            global model, too.
-        global_on_local: of the global model on the clients' local test data; None where they have
-            none, too.
-        personal_on_local: of each client's own model on its local test data; None where clients
-            have no models of their own, too.
-        engine: what trained the clients, and what was chosen: `Engine.facts`.
-        clients: how many took part: whose models were aggregated.
-        failed: how many were sampled, but left out.
-        failures: of these, and of clients that the method asked for something else; one a client.
-    """
-
-    number: int
-    seconds: float
-    train_loss: float
-    evaluation: Evaluation | None = None
-    global_on_local: LocalEvaluation | None = None
-    personal_on_local: LocalEvaluation | None = None
-    engine: dict[str, Any] = field(default_factory=dict)
-    clients: int = 0
-    failed: int = 0
-    failures: list[Failure] = field(default_factory=list)
 
 
 def simulate(
@@ -118,7 +80,7 @@ def simulate(
     if start is not None:
         choose_as(start.products)
     engine = make_engine(model, clients[0].dataset, config, start.engine if start else None)
-    server = Server(engine, clients, config, ranks or Ranks())
+    server = SimulatedServer(engine, clients, config, ranks or Ranks())
     server.private = method.private(engine.model)
     if start is not None:
         start.restore(server)
@@ -128,21 +90,11 @@ def simulate(
         sampled = [clients[k] for k in sample_clients(len(clients), config, number)]
         server.number, server.failures = number, {}
         server.active = server.reach(sampled)
-        _check_enough(server, server.failures, config)
+        check_enough(server, server.failures, config)
         method.begin_round(server)
         if server.active:
-            before = engine.model.state.copy()
-            training = _Training(method, server, before, config)
-            after = before
-            with suppress(_NobodyLeftError):
-                aggregate = method.aggregate(training.updates(), before, training)
-                after = method.server_optimizer.step(before, aggregate.state, server.state)
-                train_loss = aggregate.train_loss.item()
-            if server.private is not None:  # to the bit
-                kept = before.values[server.private]
-                after.values[server.private] = kept.to(after.values.dtype)
-            engine.model.load(after)
-        _check_finite(engine.model, number, train_loss)
+            train_loss = aggregate(method, server, _Training(method, server, config))
+        check_finite(server.model, number, train_loss)
         method.end_round(server)
         seconds = perf_counter() - started
 
@@ -162,7 +114,7 @@ def simulate(
         )
         if keep is not None:
             rounds.append(round)
-            keep(Snapshot.of(server, engine, rounds))
+            keep(Snapshot.of(server, rounds, engine.facts))
         yield round
 
 
@@ -174,34 +126,25 @@ def check_engine(method: Method, config: RunConfig) -> None:
         )
 
 
-def sample_clients(clients: int, config: RunConfig, number: int) -> list[int]:
-    """The clients of round `number`: clients_per_round of them, uniformly without replacement."""
-    draws = generator(config.seed, "clients", number)
-    return torch.randperm(clients, generator=draws)[: config.clients_per_round].tolist()
-
-
-class _NobodyLeftError(Exception):
-    """All clients of a round have failed, and the settings let it pass."""
-
-
 class _Training:
-    """A round's training of the active clients: see `Shared`.
+    """A round's training of the active clients: see `fedkern.fl.rounds.Training`.
 
     What they keep is put among their models, on all ranks. In the end those that have failed are no
     longer active.
     """
 
-    def __init__(self, method: Method, server: Server, before: State, config: RunConfig) -> None:
+    def __init__(self, method: Method, server: SimulatedServer, config: RunConfig) -> None:
         self.clients, self.ranks = len(server.active), server.ranks
-        self._server, self._before, self._config = server, before, config
+        self.before = server.model.state.copy()
+        self._server, self._config = server, config
         self._works = [*zip(*map(method.local_work, server.active), strict=True)]
         # Of each kind of work, which clients have done it.
         self._done = torch.zeros(len(self._works), self.clients, dtype=torch.float64)
         self._failures: dict[int, Failure] = {}
 
     def updates(self) -> Iterator[Update]:
-        """Trains this rank's share of the clients from the global state."""
-        server, before = self._server, self._before
+        """Trains this rank's share of the clients."""
+        server, before = self._server, self.before
         places = [
             (kind, place)
             for kind in range(len(self._works))
@@ -210,9 +153,7 @@ class _Training:
         jobs = []
         for kind, place in places:
             client, work = server.active[place], self._works[kind][place]
-            start = _own(server, client, before)
-            if work.keeps is not None:
-                start = client.models.get(work.keeps, start)
+            start = start_of(client, work, before, server.private)
             jobs.append(server.job(client, work, start))
         results = server.train(jobs, before.values)
         for at, job, trained in zip(places, jobs, results, strict=True):
@@ -233,14 +174,7 @@ class _Training:
 
     def _kept(self, work: LocalWork, state: State) -> dict[str, State]:
         """What a client keeps, by name, of a state that it has trained."""
-        if work.keeps is not None:
-            return {work.keeps: state}
-        kept = {}
-        if self._config.buffers == "local":
-            kept[BUFFERS] = State(state.values[:0], state.buffers)
-        if self._server.private is not None:
-            kept[PRIVATE] = State(state.values[self._server.private], [])
-        return kept
+        return kept_of(work, state, self._config.buffers, self._server.private)
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """See `Shared`."""
@@ -251,19 +185,14 @@ class _Training:
             found = {f.client: f for f in self.ranks.collect([*self._failures.values()])}
             failures = {c.number: found[c.number] for c in server.active if c.number in found}
         self._send_models()
-        for failure in failures.values():
-            server.note(failure)
-        server.active = [client for client in server.active if client.number not in failures]
-        _check_enough(server, failures, self._config)
-        if not server.active:
-            raise _NobodyLeftError
+        leave_out(server, failures, self._config)
 
     def _send_models(self) -> None:
         """Gives all ranks what clients keep of the models that they have trained."""
         if self.ranks.size == 1:
             return
         for kind, works in enumerate(self._works):
-            shapes = self._kept(works[0], self._before)
+            shapes = self._kept(works[0], self.before)
             for place, client in enumerate(self._server.active):
                 for name, shaped in shapes.items() if self._done[kind, place] else ():
                     owner = place % self.ranks.size
@@ -273,29 +202,7 @@ class _Training:
                         client.models[name] = sent
 
 
-def _check_enough(server: Server, failures: Mapping[int, Failure], config: RunConfig) -> None:
-    """Refuses a round with too few clients; if one is enough, nobody need have data."""
-    found = sorted(failures.values(), key=lambda failure: failure.cause == NO_DATA)
-    only_without_data = bool(found) and found[0].cause == NO_DATA
-    if len(server.active) >= config.min_clients or (config.min_clients == 1 and only_without_data):
-        return
-    raise RunError(
-        f"round {server.number}: wanted at least min_clients = {config.min_clients} clients that "
-        + "; ".join([f"do not fail, got {len(server.active)}", *map(str, found[:1])])
-    )
-
-
-def _own(server: Server, client: Client, shared: State) -> State:
-    """The global state, but for the buffers and the parameters that the client has of its own."""
-    values, buffers = shared
-    if BUFFERS in client.models:
-        buffers = client.models[BUFFERS].buffers
-    if server.private is not None and PRIVATE in client.models:
-        values = values.index_copy(0, server.private, client.models[PRIVATE].values)
-    return State(values, buffers)
-
-
-def _evaluate(method: Method, server: Server, config: RunConfig) -> Evaluations:
+def _evaluate(method: Method, server: SimulatedServer, config: RunConfig) -> Evaluations:
     """The global model on the global test data; it and the clients' own on their local ones."""
     model, clients = server.model, server.clients
     dataset = clients[0].dataset
@@ -316,31 +223,7 @@ def _evaluate(method: Method, server: Server, config: RunConfig) -> Evaluations:
     if not (method.personalises or own_buffers):
         return evaluation, global_on_local, None
     of_clients = [
-        _personal_logits(method, server, client, shared)
+        personal_logits(method, model, client, shared, server.private)
         for client, shared in zip(clients, of_global, strict=True)
     ]
     return evaluation, global_on_local, measure_local(of_clients, targets, num_classes, "personal")
-
-
-def _personal_logits(method: Method, server: Server, client: Client, shared: Tensor) -> Tensor:
-    """The client's own model on its local test data; `shared` are the global model's logits."""
-    model = server.model
-    own = _own(server, client, model.state)
-    personal = method.personal_model(model, client)
-    is_global = own.values is model.values and own.buffers is model.buffers
-    if len(shared) == 0 or (is_global and personal is None):
-        return shared
-    with ExitStack() as stack:
-        if not is_global:
-            stack.enter_context(model.holding(own))
-        if personal is not None:
-            stack.enter_context(personal)
-        return predict(model.module, client.dataset.x_test, client.test_indices)
-
-
-def _check_finite(model: FlatModel, number: int, train_loss: float) -> None:
-    if not all(tensor.isfinite().all() for tensor in (model.values, *model.buffers)):
-        raise NonFiniteModelError(
-            f"round {number}: wanted a finite global model, got nan or infinity after aggregation "
-            f"(training loss {train_loss:.4g}); a lower lr or clip may help"
-        )

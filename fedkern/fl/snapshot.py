@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from . import linear
 from .client import Client
-from .engine import Engine
 from .errors import ConfigError
 from .flat import State
 from .ranks import Ranks
+from .rounds import Round
 from .server import Server
-
-if TYPE_CHECKING:
-    from .simulation import Round
 
 
 @dataclass(frozen=True)
@@ -43,14 +40,14 @@ class Snapshot:
     products: dict[linear.Shape, str]
 
     @classmethod
-    def of(cls, server: Server, engine: Engine, rounds: Sequence[Round]) -> Snapshot:
-        """Of a run in which these were the rounds."""
+    def of(cls, server: Server, rounds: Sequence[Round], facts: dict[str, Any]) -> Snapshot:
+        """Of a run in which these were the rounds, and these its engine's facts."""
         return cls(
             (*rounds,),
             server.model.named(server.model.state.copy()),
             dict(server.state),
             {client.number: dict(client.state) for client in server.clients if client.state},
-            dict(engine.facts),
+            dict(facts),
             linear.chosen(),
         )
 

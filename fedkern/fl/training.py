@@ -20,7 +20,7 @@ from .chain import chain_of
 from .client import Client
 from .config import RunConfig
 from .data import Dataset
-from .flat import FlatModel, State
+from .flat import FlatModel, Layout, State
 from .linear import LARGEST
 from .losses import CalibratedCE, CrossEntropy, Loss
 from .reading import Reader, sent
@@ -58,6 +58,20 @@ class LocalWork:
     anchor_scale: float = 1.0
     pulls_evenly: bool = False
     in_eval_mode: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a server can ask all clients, beside their training.
+
+    Attributes:
+        work: what a client trains, a throw-away copy of the global model.
+        answer: what it then sends, a tensor of one shape for all: of the client, the model's
+            layout, the global parameters [P] and the state that its training ended in.
+    """
+
+    work: LocalWork
+    answer: Callable[[Client, Layout, Tensor, State], Tensor]
 
 
 class Job(NamedTuple):

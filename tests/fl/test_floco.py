@@ -364,8 +364,8 @@ def test_a_client_that_failed_or_came_late_has_the_whole_simplex(blobs):
     failing = clients[4]
 
     class Failing(fl.Floco):
-        def pseudo_gradient(self, before, after, client):
-            gradient = super().pseudo_gradient(before, after, client)
+        def pseudo_gradient(self, client, *states):
+            gradient = super().pseudo_gradient(client, *states)
             return gradient * math.nan if client is failing else gradient
 
     config = replace(CONFIG, clients=5, clients_per_round=5)
@@ -411,8 +411,8 @@ def test_a_client_that_joins_after_tau_takes_part(blobs):
 
 def test_too_few_answers_at_tau_end_the_run_with_a_reason(blobs):
     class Failing(fl.Floco):
-        def pseudo_gradient(self, before, after, client):
-            gradient = super().pseudo_gradient(before, after, client)
+        def pseudo_gradient(self, client, *states):
+            gradient = super().pseudo_gradient(client, *states)
             return gradient * (math.nan if client.number > 1 else 1)
 
     model = network(torch.Generator().manual_seed(1), 3, torch.float32)

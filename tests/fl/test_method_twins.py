@@ -11,7 +11,7 @@ from torch import nn
 from whole_runs import SMALL, drawn
 
 from fedkern import fl
-from fedkern.fl.simulation import PRIVATE
+from fedkern.fl.own_models import PRIVATE
 
 # Clients of other sizes than their batches, of which a round sees four of six; some lack classes.
 CONFIG = replace(SMALL, lr=0.3, momentum=0.5, weight_decay=0.01, clip=0.5)

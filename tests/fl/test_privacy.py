@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedkern import fl
-from fedkern.fl.server import Server
+from fedkern.fl.server import SimulatedServer
 
 DOCS = Path(__file__).parents[2] / "docs"
 CONFIG = fl.RunConfig(clients=8, clients_per_round=3, rounds=2, batch_size=16)
@@ -28,7 +28,7 @@ def test_every_method_has_a_row(page):
 @pytest.mark.parametrize("name", fl.METHODS)
 def test_who_is_asked_for_more_than_a_model(blobs, clients, monkeypatch, name):
     asked = []
-    ask_all, local_losses = Server.ask_all, Server.local_losses
+    ask_all, local_losses = SimulatedServer.ask_all, SimulatedServer.local_losses
 
     def spy_on_training(server, *arguments):
         asked.append(("training", server.number, len(server.clients)))
@@ -38,8 +38,8 @@ def test_who_is_asked_for_more_than_a_model(blobs, clients, monkeypatch, name):
         asked.append(("losses", server.number, len(of)))
         return local_losses(server, of)
 
-    monkeypatch.setattr(Server, "ask_all", spy_on_training)
-    monkeypatch.setattr(Server, "local_losses", spy_on_losses)
+    monkeypatch.setattr(SimulatedServer, "ask_all", spy_on_training)
+    monkeypatch.setattr(SimulatedServer, "local_losses", spy_on_losses)
     method = fl.build_method(name, tau=2, endpoints=3)
     model = fl.build_model("mlp", blobs, fl.generator(0, "model"))
     list(fl.simulate(method, model, clients, CONFIG))

@@ -15,7 +15,7 @@ from ..flat import FlatModel, State
 from ..ranks import Ranks
 from ..server import Server
 from ..server_optimizers import ServerOptimizer
-from ..training import LocalWork
+from ..training import LocalWork, Question
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,10 @@ class Method(Protocol):
     @property
     def server_optimizer(self) -> ServerOptimizer:
         """What the server makes of a round's aggregate."""
+
+    @property
+    def question(self) -> Question | None:
+        """What `begin_round` asks all clients (`Server.ask_all`), if anything in any round."""
 
     @property
     def marks(self) -> dict[str, int]:

@@ -18,7 +18,7 @@ from ..flat import FlatModel, State
 from ..losses import CrossEntropy, Loss
 from ..server import Server
 from ..server_optimizers import ServerAverage, ServerOptimizer
-from ..training import LocalWork
+from ..training import LocalWork, Question
 from .base import Shared, Update
 
 WEIGHTINGS = ("uniform", "samples")
@@ -75,6 +75,11 @@ class FedAvg:
     def needs_serial_engine(self) -> bool:
         """With FedGA's faults."""
         return self.compat == "fedga"
+
+    @property
+    def question(self) -> Question | None:
+        """Nothing."""
+        return None
 
     @property
     def marks(self) -> dict[str, int]:

@@ -22,9 +22,9 @@ from fedkern.simplex import SampleMethod, assign_subregions
 from ..client import Client
 from ..config import setting
 from ..errors import ConfigError, RunError, check_not_negative
-from ..flat import FlatModel
+from ..flat import FlatModel, Layout, State
 from ..server import Server
-from ..training import LocalWork
+from ..training import LocalWork, Question
 from .fedavg import WEIGHTING_HELP, FedAvg
 
 CENTER = "center"  # in a client's state: the centre of its subregion, [M]
@@ -91,16 +91,9 @@ class Floco(FedAvg):
         """In round tau every client with data gets its subregion (section 3 of the paper)."""
         if server.number != self.tau:
             return
-        model = server.model
-        before = model.endpoints.clone()
-        replies = server.ask_all(
-            LocalWork(self.loss, purpose="statistics"),
-            lambda client, trained: self.pseudo_gradient(
-                before, model.layout.endpoints(trained.values), client
-            ),
-        )
+        replies = server.ask_all(self.question)
         replies = [reply for reply in replies if reply[1].isfinite().all()]
-        num_endpoints, needed = _num_endpoints_and_clients(model.module)
+        num_endpoints, needed = _num_endpoints_and_clients(server.model.module)
         if len(replies) < needed:
             raise RunError(
                 f"round {server.number}: wanted gradients of at least {needed} clients to assign "
@@ -110,9 +103,16 @@ class Floco(FedAvg):
         for (client, _), center in zip(replies, centers, strict=True):
             client.state[CENTER] = center
 
-    def pseudo_gradient(self, before: Tensor, after: Tensor, client: Client) -> Tensor:
+    @property
+    def question(self) -> Question:
+        """A client's statistics, by which it is placed on the simplex."""
+        return Question(LocalWork(self.loss, purpose="statistics"), self.pseudo_gradient)
+
+    def pseudo_gradient(
+        self, client: Client, layout: Layout, before: Tensor, after: State
+    ) -> Tensor:
         """What a round of training changed in the endpoints [M, D], global minus local: [M D]."""
-        gradient = (before - after).flatten()
+        gradient = (layout.endpoints(before) - layout.endpoints(after.values)).flatten()
         return -gradient if self.compat else gradient
 
     def local_work(self, client: Client) -> Sequence[LocalWork]:
