@@ -55,7 +55,7 @@ def run(name: str) -> list[tuple[str, int, float, float]]:
     dataset = fl.load_dataset(config.dataset)
     clients = fl.make_clients(dataset, fl.make_partition(dataset, config))
     model = fl.build_model(config.model, dataset, fl.generator(config.seed, "model"))
-    method.prepare(model, clients, fl.generator(config.seed, "method"))
+    method.prepare(model, fl.generator(config.seed, "method"))
     last = model[-1]
     if endpoint_parameters(model):
         plain = last._plain  # what the layer does with its interpolated weight

@@ -192,7 +192,7 @@ def _from_plain(content: Any) -> tuple[Snapshot, Table]:
     snapshot = _checked(Snapshot, content)
     if not Products.__members__.keys() >= {*snapshot.products.values()}:
         raise ValueError("products: wanted names of implementations")
-    if snapshot.engine["engine"] not in ENGINES:
+    if snapshot.engine["engine"] not in (*ENGINES, "flower"):
         raise ValueError("engine: wanted the name of one")
     if [round.number for round in snapshot.rounds] != [*range(1, len(snapshot.rounds) + 1)]:
         raise ValueError("rounds: wanted all from the first on")

@@ -185,15 +185,14 @@ def measure_local(
     correct = pooled_logits.argmax(1) == pooled_targets
     losses = cross_entropy(pooled_logits, pooled_targets, reduction="none")
     accuracies = by_client(correct)
-    sorted_accuracies = accuracies[samples > 0].sort().values
-    lowest = sorted_accuracies[: math.ceil(len(sorted_accuracies) / 10)]
+    over_clients = spread(accuracies[samples > 0])
     return LocalEvaluation(
         model=model,
-        mean_accuracy=sorted_accuracies.mean().item(),
+        mean_accuracy=over_clients["mean"],
         pooled_accuracy=correct.double().mean().item(),
-        worst_accuracy=sorted_accuracies[0].item(),
-        lowest_tenth_accuracy=lowest.mean().item(),
-        std_accuracy=sorted_accuracies.std(correction=0).item(),
+        worst_accuracy=over_clients["worst"],
+        lowest_tenth_accuracy=over_clients["lowest-tenth"],
+        std_accuracy=over_clients["std"],
         cross_entropy=losses.mean().item(),
         calibration_error=_calibration_error(
             pooled_logits.double().softmax(1), pooled_targets, num_classes
@@ -202,6 +201,17 @@ def measure_local(
         accuracies=accuracies.float(),
         cross_entropies=by_client(losses).float(),
     )
+
+
+def spread(accuracies: Tensor) -> dict[str, float]:
+    """How clients' accuracies, [K], differ: see `LocalEvaluation`."""
+    ordered = accuracies.sort().values
+    return {
+        "mean": ordered.mean().item(),
+        "worst": ordered[0].item(),
+        "lowest-tenth": ordered[: math.ceil(len(ordered) / 10)].mean().item(),
+        "std": ordered.std(correction=0).item(),
+    }
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:

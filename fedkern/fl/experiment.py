@@ -105,7 +105,8 @@ class Experiment:
             for method in methods.values():
                 check_engine(method, config)
                 model = experiment.initial_model(seed)
-                method.prepare(model, make_clients(dataset, partition), generator(seed, "method"))
+                method.prepare(model, generator(seed, "method"))
+                method.check_clients(model, sum(len(own) > 0 for own in partition.indices))
                 if config.engine == "vmap":  # no other engine refuses a model
                     make_engine(model, dataset, config)
         return experiment

@@ -13,8 +13,8 @@ import torch
 from .errors import ConfigError, RunError
 from .training import Job, Trained
 
-CAUSES = ("no data", "injected", "error", "not finite", "out of memory")
-NO_DATA, INJECTED, ERROR, NOT_FINITE, OUT_OF_MEMORY = CAUSES
+CAUSES = ("no data", "injected", "error", "not finite", "out of memory", "no reply", "refused")
+NO_DATA, INJECTED, ERROR, NOT_FINITE, OUT_OF_MEMORY, NO_REPLY, REFUSED = CAUSES
 
 # Of RuntimeErrors: of torch's CPU allocator, of cuBLAS and cuDNN, of C++.
 _WANT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED", "std::bad_alloc")
@@ -27,7 +27,7 @@ class Failure(NamedTuple):
 
     Attributes:
         client: its number.
-        cause: one of `CAUSES`.
+        cause: one of `CAUSES`; the last two only of clients elsewhere.
         message: one line.
     """
 

@@ -75,7 +75,8 @@ def simulate(
             on with.
     """
     check_engine(method, config)
-    method.prepare(model, clients, generator(config.seed, "method"))
+    method.prepare(model, generator(config.seed, "method"))
+    method.check_clients(model, sum(len(client) > 0 for client in clients))
     rounds = [] if start is None else [*start.rounds]
     if start is not None:
         choose_as(start.products)

@@ -95,8 +95,11 @@ class Method(Protocol):
     def marks(self) -> dict[str, int]:
         """Rounds in which something changes, by name; plots mark them."""
 
-    def prepare(self, model: nn.Module, clients: Sequence[Client], draws: torch.Generator) -> None:
-        """Makes the initial model the method's, in place; checks that it suits the clients."""
+    def prepare(self, model: nn.Module, draws: torch.Generator) -> None:
+        """Makes the initial model the method's, in place, or refuses it."""
+
+    def check_clients(self, model: nn.Module, with_data: int) -> None:
+        """Refuses too few clients with data for the model that it has prepared."""
 
     def private(self, model: FlatModel) -> Tensor | None:
         """Which of the model's values each client has of its own, positions int64 [Q].

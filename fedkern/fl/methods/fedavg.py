@@ -86,8 +86,11 @@ class FedAvg:
         """Rounds in which something changes: none."""
         return {}
 
-    def prepare(self, model: nn.Module, clients: Sequence[Client], draws: torch.Generator) -> None:
-        """Any model and clients will do."""
+    def prepare(self, model: nn.Module, draws: torch.Generator) -> None:
+        """Any model will do."""
+
+    def check_clients(self, model: nn.Module, with_data: int) -> None:
+        """Any number will do."""
 
     def private(self, model: FlatModel) -> Tensor | None:
         """Nothing."""

@@ -41,7 +41,7 @@ class FedProx(FedAvg):
         super().__post_init__()
         check_not_negative("mu", self.mu)
 
-    def prepare(self, model: nn.Module, clients: Sequence[Client], draws: torch.Generator) -> None:
+    def prepare(self, model: nn.Module, draws: torch.Generator) -> None:
         """Any model will do, but for a simplex with published faults."""
         if self.compat and endpoint_parameters(model):
             raise ConfigError("compat: wanted a model without simplex layers for fedprox, got some")

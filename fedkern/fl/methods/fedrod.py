@@ -66,7 +66,7 @@ class FedRoD(FedAvg):
     faults: ClassVar[Mapping[str, str]] = {}
     personalises: ClassVar[bool] = True
 
-    def prepare(self, model: nn.Module, clients: Sequence[Client], draws: torch.Generator) -> None:
+    def prepare(self, model: nn.Module, draws: torch.Generator) -> None:
         """Makes the last layer two heads.
 
         Raises:

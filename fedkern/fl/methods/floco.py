@@ -71,16 +71,18 @@ class Floco(FedAvg):
         """The round of the assignment."""
         return {"tau": self.tau}
 
-    def prepare(self, model: nn.Module, clients: Sequence[Client], draws: torch.Generator) -> None:
-        """Makes the last layer a simplex, unless the model has one.
+    def prepare(self, model: nn.Module, draws: torch.Generator) -> None:
+        """Makes the last layer a simplex, unless the model has one."""
+        if not endpoint_parameters(model):
+            simplexify(model, num_endpoints=self.endpoints, generator=draws)
+
+    def check_clients(self, model: nn.Module, with_data: int) -> None:
+        """Refuses to place clients on a simplex.
 
         Raises:
             ConfigError: fewer clients with data than the simplex has endpoints, or than two.
         """
-        if not endpoint_parameters(model):
-            simplexify(model, num_endpoints=self.endpoints, generator=draws)
         num_endpoints, needed = _num_endpoints_and_clients(model)
-        with_data = sum(len(client) > 0 for client in clients)
         if with_data < needed:
             raise ConfigError(
                 f"clients: wanted at least {needed} with data, to place on a simplex of "

@@ -1,0 +1,1 @@
+"""fedkern's methods in other federated-learning frameworks."""
