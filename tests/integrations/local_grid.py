@@ -116,6 +116,11 @@ def federation(
     grid = LocalGrid()
     for client in clients:
         app = ClientApp()
-        register(app, new_model, lambda context: clients[context.node_config["partition-id"]], method)
+        register(
+            app,
+            lambda context: new_model(),
+            lambda context: clients[context.node_config["partition-id"]],
+            method,
+        )
         grid.add(1000 - 7 * client.number, app, client.number)
     return grid

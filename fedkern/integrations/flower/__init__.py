@@ -13,7 +13,8 @@ On the client, one line::
     app = ClientApp()
     register(app, new_model, own_client)
 
-where `own_client(context)` is the `fedkern.fl.Client` whose data this node has. examples/flower_app
+where `new_model(context)` makes the model that the strategy has, and `own_client(context)` is the
+`fedkern.fl.Client` whose data this node has. examples/flower_app
 is a complete app. Weights travel as named arrays, with the names of the model's parameters and
 buffers: only what is trained, of a simplex layer its endpoints. Samples, labels and class counts
 stay where they are (docs/privacy.md).

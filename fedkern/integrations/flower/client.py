@@ -27,7 +27,7 @@ from .records import ARRAYS, JOB, METHOD, METRICS, STATE, TRAINING
 
 def register(
     app: ClientApp,
-    new_model: Callable[[], nn.Module],
+    new_model: Callable[[Context], nn.Module],
     own_client: Callable[[Context], Client],
     method: Method | None = None,
 ) -> None:
@@ -37,7 +37,8 @@ def register(
         app: has no handlers of its own for `train` and `evaluate`. Its mods see these as they see
             those of Flower's own strategies.
         new_model: makes the model that the strategy was given; of its values only those that are
-            not trained matter. It goes where the client's data are.
+            not trained matter. It goes where the client's data are, and serves for all messages
+            that come to a process.
         own_client: the client that the node is: its data, and the number by which the strategy
             knows it, whatever node it is on (``context.node_config["partition-id"]``, say). It is
             called for every message: what is slow, cache. Its state and models are not looked at:
@@ -56,7 +57,7 @@ class _Node:
 
     def __init__(
         self,
-        new_model: Callable[[], nn.Module],
+        new_model: Callable[[Context], nn.Module],
         own_client: Callable[[Context], Client],
         method: Method | None,
     ) -> None:
@@ -108,11 +109,11 @@ class _Node:
             cast(ConfigRecord, message.content[METHOD])
         )
 
-    def model(self, method: Method, device: torch.device) -> FlatModel:
+    def model(self, context: Context, method: Method, device: torch.device) -> FlatModel:
         """One that is the method's."""
         if self._model is None or self._prepared_by != method:
             keep_freed_memory()
-            module = self._new_model().to(device)
+            module = self._new_model(context).to(device)
             method.prepare(module, generator(0, "method"))  # values come with the message
             self._model, self._prepared_by = FlatModel(module), method
         return self._model
@@ -137,7 +138,8 @@ class _Job:
             models=records.ContextModels(context.state),
         )
         self.had = [*self.client.models]
-        self.model = node.model(self._method, self.client.dataset.x_train.device)
+        device = self.client.dataset.x_train.device
+        self.model = node.model(context, self._method, device)
         self._shared = records.model_from_record(self.model, cast(ArrayRecord, content[ARRAYS]))
         self._round = int(cast(int, cast(ConfigRecord, content[JOB])["round"]))
 

@@ -1,0 +1,19 @@
+"""What a node does."""
+
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+
+from fedkern import fl
+from fedkern.integrations.flower import register
+
+from . import task
+
+
+def own_client(context: Context) -> fl.Client:
+    """The client that this node is: ``--node-config "partition-id=3"`` says so."""
+    config = task.settings(context.run_config)
+    return task.clients(config)[int(context.node_config["partition-id"])]
+
+
+app = ClientApp()
+register(app, lambda context: task.new_model(task.settings(context.run_config)), own_client)
