@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
 from fedkern.fl.client import Client
@@ -22,7 +23,7 @@ from fedkern.fl.seeding import Draws, generator
 from fedkern.fl.training import Job, LocalWork, Trained, Trainer
 
 from . import records
-from .records import ARRAYS, JOB, METHOD, METRICS, STATE, TRAINING
+from .records import ARRAYS, CONFIG, METRICS
 
 
 def register(
@@ -30,12 +31,12 @@ def register(
     new_model: Callable[[Context], nn.Module],
     own_client: Callable[[Context], Client],
     method: Method | None = None,
+    mods: list[Mod] | None = None,
 ) -> None:
     """Lets an app answer all messages of `MethodStrategy`.
 
     Args:
-        app: has no handlers of its own for `train` and `evaluate`. Its mods see these as they see
-            those of Flower's own strategies.
+        app: has no handlers of its own for `train` and `evaluate`.
         new_model: makes the model that the strategy was given; of its values only those that are
             not trained matter. It goes where the client's data are, and serves for all messages
             that come to a process.
@@ -44,10 +45,12 @@ def register(
             called for every message: what is slow, cache. Its state and models are not looked at:
             what it keeps lasts in the context.
         method: the strategy's, if it is not one of `fedkern.fl.METHODS`.
+        mods: of the training, as of ``app.train``: Flower's for differential privacy, say. What a
+            client answers to a question of the method's (Floco's statistics) does not go through.
     """
     node = _Node(new_model, own_client, method)
     app.query("join")(node.join)
-    app.train()(node.train)
+    app.train(mods=mods)(node.train)
     app.train("statistics")(node.answer)
     app.evaluate()(node.evaluate)
 
@@ -70,7 +73,7 @@ class _Node:
         client = self._own_client(context)
         about = {"number": client.number, "samples": len(client)}
         about["test-samples"] = len(client.test_indices)
-        return Message(RecordDict({JOB: ConfigRecord({**about})}), reply_to=message)
+        return Message(RecordDict({CONFIG: ConfigRecord({**about})}), reply_to=message)
 
     def train(self, message: Message, context: Context) -> Message:
         """A round's training."""
@@ -78,14 +81,15 @@ class _Node:
         trained = job.train()
         content = RecordDict(
             {
-                ARRAYS: records.model_to_record(job.model, trained.state),
+                # Flower's mods want them in the order in which they came.
+                ARRAYS: records.model_to_record(job.model, trained.state, message.content[ARRAYS]),
                 METRICS: MetricRecord(
                     {
                         "num-examples": len(job.client),
                         "train-loss": trained.train_loss.item(),
                     }
                 ),
-                JOB: ConfigRecord({"had": job.had, "has": [*job.client.models]}),
+                CONFIG: ConfigRecord({"had": job.had, "has": [*job.client.models]}),
             }
         )
         return Message(content, reply_to=message)
@@ -104,10 +108,8 @@ class _Node:
     def client(self, context: Context) -> Client:
         return self._own_client(context)
 
-    def method(self, message: Message) -> Method:
-        return self._given_method or records.method_from_record(
-            cast(ConfigRecord, message.content[METHOD])
-        )
+    def method(self, options: dict[str, Any]) -> Method:
+        return self._given_method or records.method_of(options)
 
     def model(self, context: Context, method: Method, device: torch.device) -> FlatModel:
         """One that is the method's."""
@@ -130,18 +132,19 @@ class _Job:
 
     def __init__(self, node: _Node, message: Message, context: Context) -> None:
         content = message.content
-        self._method = node.method(message)
-        self._config = records.training_from_record(cast(ConfigRecord, content[TRAINING]))
+        config = cast(ConfigRecord, content[CONFIG])
+        self._method = node.method(records.read_section("method", config))
+        self._config = records.training_of(records.read_section("training", config))
+        self._round = records.read_section("job", config)["round"]
         self.client = replace(
             node.client(context),
-            state=records.state_from_record(cast(ConfigRecord, content[STATE])),
+            state=records.read_section("state", config),
             models=records.ContextModels(context.state),
         )
         self.had = [*self.client.models]
         device = self.client.dataset.x_train.device
         self.model = node.model(context, self._method, device)
         self._shared = records.model_from_record(self.model, cast(ArrayRecord, content[ARRAYS]))
-        self._round = int(cast(int, cast(ConfigRecord, content[JOB])["round"]))
 
     def train(self) -> Trained:
         """Trains what the method says; returns what the server is to get."""

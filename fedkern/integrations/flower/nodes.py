@@ -53,8 +53,8 @@ class NodeServer(Server):
         self.arrays = records.model_to_record(model, model.state)
         self.user_config = ConfigRecord()
         self._settings = {
-            records.METHOD: records.method_to_record(method),
-            records.TRAINING: records.training_to_record(config),
+            **records.section("method", records.method_options(method)),
+            **records.section("training", records.training_settings(config)),
         }
         self._grid: Grid | None = None
         self._known: dict[int, Client] = {}  # by number
@@ -91,8 +91,7 @@ class NodeServer(Server):
 
     def _meet(self, nodes: Sequence[int]) -> None:
         """Asks nodes which client they are."""
-        asked = {node: RecordDict({records.JOB: ConfigRecord()}) for node in nodes}
-        messages = [self._message(node, records.JOIN, content) for node, content in asked.items()]
+        messages = [self._message(node, records.JOIN, RecordDict()) for node in nodes]
         for node, reply in zip(nodes, self._exchange(messages), strict=True):
             found = self.read(node, reply, records.introduction)
             if isinstance(found, Failure):
@@ -120,20 +119,14 @@ class NodeServer(Server):
 
     def messages(self, clients: Iterable[Client], kind: str) -> list[Message]:
         """One to each client: the global state, the settings, and what is kept with it here."""
-        shared: dict[str, Any] = {
-            records.ARRAYS: self.arrays,
-            records.CONFIG: self.user_config,
-            records.JOB: ConfigRecord({"round": self.number}),
-            **self._settings,
-        }
-        return [
-            self._message(
-                self._nodes[client.number],
-                kind,
-                RecordDict({**shared, records.STATE: records.state_to_record(client.state)}),
-            )
-            for client in clients
-        ]
+        shared = {**self.user_config, **self._settings}
+        shared |= records.section("job", {"round": self.number})
+        messages = []
+        for client in clients:
+            config = ConfigRecord({**shared, **records.section("state", client.state)})
+            content = RecordDict({records.ARRAYS: self.arrays, records.CONFIG: config})
+            messages.append(self._message(self._nodes[client.number], kind, content))
+        return messages
 
     def ask_all(self, question: Question) -> list[tuple[Client, Tensor]]:
         """See `Server`; it asks those that are connected."""
@@ -170,6 +163,8 @@ class NodeServer(Server):
             return Failure(number, REFUSED, str(error))
         except FloatingPointError as error:
             return Failure(number, NOT_FINITE, str(error))
+        except Exception as error:  # nothing that a client sends ends the run
+            return Failure(number, REFUSED, f"{type(error).__name__}: {error}")
 
     def _message(self, node: int, kind: str, content: RecordDict) -> Message:
         # What nobody waits for any longer is not begun.

@@ -1,22 +1,19 @@
 """What messages hold, and how it is written and read.
 
-A message to a client, and its reply:
+A message to a client, and its reply, have at most one record of each kind, as Flower's mods
+(clipping, noise) want it:
 
-    arrays            the model's parameters and buffers by name; of a question the answer
-    config            what the strategy's user sends along
-    metrics           of a reply: figures
-    fedkern           the job: round, client; of a reply: what the client knows of itself
-    fedkern.method    name and options of the method
-    fedkern.training  the settings of local training
-    fedkern.state     what the server keeps with this client
-
-There is one record of arrays in each, as Flower's mods (clipping, noise) want it.
+    arrays   the model's parameters and buffers by name; of the reply to a question, the answer
+    config   what the strategy's user sends along, and by names that begin with "fedkern." the job:
+             round, method, settings of local training, what the server keeps with this client; of a
+             reply, what the client says of itself
+    metrics  of a reply: figures
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import replace
 from io import BytesIO
 from typing import Any, NamedTuple, TypeVar
@@ -36,11 +33,12 @@ from fedkern.fl.training import Trained
 T = TypeVar("T")
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"  # as in Flower's own strategies
-JOB, METHOD, TRAINING, STATE = "fedkern", "fedkern.method", "fedkern.training", "fedkern.state"
 ANSWER = "answer"  # the array of a reply to a question
 
 # Kinds of messages: a category of Flower's, and an action of our own.
 JOIN, TRAIN, STATISTICS, EVALUATE = "query.join", "train", "train.statistics", "evaluate"
+
+_MOST = 2**40  # samples, or clients: sums of them are exact
 
 # Settings of a run that a client goes by.
 _OF_TRAINING = (
@@ -61,9 +59,12 @@ _OF_TRAINING = (
 # ---- models --------------------------------------------------------------------------------------
 
 
-def model_to_record(model: FlatModel, state: State) -> ArrayRecord:
-    """A state by the names of the model's parameters and buffers."""
-    return ArrayRecord(model.named(state))
+def model_to_record(
+    model: FlatModel, state: State, names: Iterable[str] | None = None
+) -> ArrayRecord:
+    """A state by the names of the model's parameters and buffers, in the order of `names`."""
+    parts = model.named(state)
+    return ArrayRecord({name: parts[name] for name in names or parts})
 
 
 def model_from_record(model: FlatModel, record: ArrayRecord) -> State:
@@ -73,11 +74,18 @@ def model_from_record(model: FlatModel, record: ArrayRecord) -> State:
         ConfigError: they are another model's, or no arrays.
     """
     expected = model.named(model.state)
-    tensors = {}
-    for name, array in record.items():
-        own = expected.get(name, torch.empty(0))
-        tensors[name] = tensor_from_array(name, array, (*own.shape,))
-    return model.from_named(tensors)
+    if different := expected.keys() ^ record.keys():
+        name = min(different)
+        got = "it was not there" if name in expected else "it was there, too"
+        raise ConfigError(
+            f"{ARRAYS}: wanted {', '.join(expected)}, got a difference: {name}, {got}"
+        )
+    return model.from_named(
+        {
+            name: tensor_from_array(name, record[name], (*own.shape,))
+            for name, own in expected.items()
+        }
+    )
 
 
 def tensor_from_array(name: str, array: Array, shape: tuple[int, ...]) -> Tensor:
@@ -121,12 +129,12 @@ def train_reply(content: RecordDict, model: FlatModel) -> TrainReply:
         FloatingPointError: it has nan or infinity.
     """
     metrics = _record(content, METRICS, MetricRecord)
-    loss = torch.tensor(_number(metrics, "train-loss", float))
+    loss = torch.tensor(_number(metrics, "train-loss"))
     state = model_from_record(model, _record(content, ARRAYS, ArrayRecord))
-    about = _record(content, JOB, ConfigRecord)
+    about = _record(content, CONFIG, ConfigRecord)
     return TrainReply(
         check_finite(Trained(state, loss)),
-        _number(metrics, "num-examples", int, least=1),
+        _count(metrics, "num-examples", least=1),
         *(_names(about, key) for key in ("had", "has")),
     )
 
@@ -152,9 +160,9 @@ def introduction(content: RecordDict) -> tuple[int, int, int]:
     Raises:
         ConfigError: it is not said.
     """
-    about = _record(content, JOB, ConfigRecord)
+    about = _record(content, CONFIG, ConfigRecord)
     number, samples, test_samples = (
-        _number(about, key, int, least=0) for key in ("number", "samples", "test-samples")
+        _count(about, key) for key in ("number", "samples", "test-samples")
     )
     return number, samples, test_samples
 
@@ -167,8 +175,8 @@ def figures(content: RecordDict) -> dict[str, float]:
         FloatingPointError: one is nan or infinite.
     """
     metrics = _record(content, METRICS, MetricRecord)
-    _number(metrics, "num-examples", int, least=1)
-    found = {key: float(_number(metrics, key, (int, float))) for key in metrics}
+    _count(metrics, "num-examples", least=1)
+    found = {key: _number(metrics, key) for key in metrics}
     for key, value in found.items():
         if not math.isfinite(value):
             raise FloatingPointError(f"{METRICS}: wanted a finite {key}, got {value}")
@@ -184,13 +192,17 @@ def _record(content: RecordDict, key: str, kind: type[T]) -> T:
     return record
 
 
-def _number(record: Mapping[str, Any], key: str, kind: Any, least: int | None = None) -> Any:
+def _number(record: Mapping[str, Any], key: str) -> float:
     value = record.get(key)
-    wanted = "an integer" if kind is int else "a number"
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ConfigError(f"{key}: wanted {wanted}, got {value!r}")
-    if least is not None and value < least:
-        raise ConfigError(f"{key}: wanted {wanted} >= {least}, got {value}")
+    if not isinstance(value, int | float):
+        raise ConfigError(f"{key}: wanted a number, got {value!r}")
+    return float(value)
+
+
+def _count(record: Mapping[str, Any], key: str, least: int = 0) -> int:
+    value = record.get(key)
+    if not isinstance(value, int) or not least <= value <= _MOST:
+        raise ConfigError(f"{key}: wanted an integer from {least} to {_MOST}, got {value!r}")
     return value
 
 
@@ -201,19 +213,25 @@ def _names(record: Mapping[str, Any], key: str) -> list[str]:
     return value
 
 
-# ---- what clients keep ---------------------------------------------------------------------------
+# ---- jobs ----------------------------------------------------------------------------------------
 
 
-def state_to_record(state: Mapping[str, Any]) -> ConfigRecord:
-    """What `Client.state` holds: numbers, text and tensors."""
-    return ConfigRecord(
-        {key: _bytes_of(v) if isinstance(v, Tensor) else v for key, v in state.items()}
-    )
+def section(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A part of what a job's config says: numbers, text and tensors by name."""
+    return {
+        f"fedkern.{name}.{key}": _bytes_of(value) if isinstance(value, Tensor) else value
+        for key, value in values.items()
+    }
 
 
-def state_from_record(record: ConfigRecord) -> dict[str, Any]:
+def read_section(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The reverse."""
-    return {key: _tensor_of(v) if isinstance(v, bytes) else v for key, v in record.items()}
+    prefix = f"fedkern.{name}."
+    return {
+        key.removeprefix(prefix): _tensor_of(value) if isinstance(value, bytes) else value
+        for key, value in config.items()
+        if key.startswith(prefix)
+    }
 
 
 def _bytes_of(tensor: Tensor) -> bytes:
@@ -224,6 +242,51 @@ def _bytes_of(tensor: Tensor) -> bytes:
 
 def _tensor_of(content: bytes) -> Tensor:
     return torch.from_numpy(np.load(BytesIO(content), allow_pickle=False))
+
+
+def method_options(method: Method) -> dict[str, Any]:
+    """A method's name and options; nothing if fedkern has it not: clients are given it."""
+    for name, kind in METHODS.items():
+        if type(method) is kind:
+            options = describe(method)
+            if build_method(name, **options) == method:
+                return {"name": name, **options}
+    return {}
+
+
+def method_of(options: dict[str, Any]) -> Method:
+    """The reverse.
+
+    Raises:
+        ConfigError: it names none, or one that another version of fedkern has.
+    """
+    if not options:
+        raise ConfigError(
+            "method: wanted the strategy's own one given to `register`, for fedkern has it not"
+        )
+    return build_method(**options)
+
+
+def training_settings(config: RunConfig) -> dict[str, Any]:
+    """What a client must know of the settings."""
+    return {name: getattr(config, name) for name in _OF_TRAINING}
+
+
+def training_of(settings: dict[str, Any]) -> RunConfig:
+    """The reverse: settings, of which those that are not a client's are the defaults.
+
+    Raises:
+        ConfigError: one that this version of fedkern does not have or take.
+    """
+    if different := {*_OF_TRAINING} ^ settings.keys():
+        raise ConfigError(
+            f"training: wanted the settings {', '.join(_OF_TRAINING)}, got a difference in "
+            f"{', '.join(sorted(different))}: server and client have different versions of fedkern"
+        )
+    return replace(RunConfig(), **settings)
+
+
+# ---- what clients keep ---------------------------------------------------------------------------
 
 
 class ContextModels(MutableMapping[str, State]):
@@ -257,51 +320,3 @@ class ContextModels(MutableMapping[str, State]):
 
 def _key(name: str) -> str:
     return f"fedkern.models.{name}"
-
-
-# ---- settings ------------------------------------------------------------------------------------
-
-
-def method_to_record(method: Method) -> ConfigRecord:
-    """A method's name and options; empty if it is none that fedkern has: clients are given it."""
-    for name, kind in METHODS.items():
-        if type(method) is kind:
-            options = describe(method)
-            if build_method(name, **options) == method:
-                return ConfigRecord({"name": name, **options})
-    return ConfigRecord()
-
-
-def method_from_record(record: ConfigRecord) -> Method:
-    """The reverse.
-
-    Raises:
-        ConfigError: it names none, or one that another version of fedkern has.
-    """
-    options: dict[str, Any] = dict(record)
-    name = options.pop("name", None)
-    if name is None:
-        raise ConfigError(
-            "method: wanted the strategy's own one given to `register`, for fedkern has it not"
-        )
-    return build_method(name, **options)
-
-
-def training_to_record(config: RunConfig) -> ConfigRecord:
-    """What a client must know of the settings."""
-    return ConfigRecord({name: getattr(config, name) for name in _OF_TRAINING})
-
-
-def training_from_record(record: ConfigRecord) -> RunConfig:
-    """The reverse: settings, of which those that are not a client's are the defaults.
-
-    Raises:
-        ConfigError: one that this version of fedkern does not have or take.
-    """
-    if missing := {*_OF_TRAINING} ^ {*record}:
-        raise ConfigError(
-            f"training: wanted the settings {', '.join(_OF_TRAINING)}, got a difference in "
-            f"{', '.join(sorted(missing))}: server and client have different versions of fedkern"
-        )
-    settings: dict[str, Any] = dict(record)
-    return replace(RunConfig(), **settings)
