@@ -7,6 +7,9 @@ background; the faint rim of a stroke is void and counts for nothing. Most pixel
 and zeros are thirty times as frequent as nines, but for the test scenes, in which all digits are
 equally frequent. For each loss the same network is trained from the same initial values on the same
 batches; the counts of the calibrated one are those of each batch's pixels.
+
+The learning rate is about the best for either. At twice that the calibrated loss, whose gradients
+for rare classes are larger, falls behind.
 """
 
 import sys
