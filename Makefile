@@ -38,7 +38,7 @@ $(VENV)/torch: $(BIN)/python
 SOURCES := $(shell find csrc -type f) $(addprefix build_support/,backend.py torch_probe.py) \
   CMakeLists.txt setup.py pyproject.toml
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
-	FEDKERN_CUDA_ARCHITECTURES="$${FEDKERN_CUDA_ARCHITECTURES:-$(CUDA_ARCHITECTURES)}" $(PIP) install --editable '.[test]'
+	FEDKERN_CUDA_ARCHITECTURES="$${FEDKERN_CUDA_ARCHITECTURES:-$(CUDA_ARCHITECTURES)}" $(PIP) install --editable '.[test,flower]'
 	touch $@
 
 $(VENV)/lint: $(VENV)/installed

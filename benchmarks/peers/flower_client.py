@@ -1,15 +1,24 @@
-"""The client of flower_round.py: a module of its own, which Ray's workers import by its name."""
+"""The clients of flower_round.py: a module of its own, which Ray's workers import by its name."""
 
 from functools import cache
+from time import perf_counter
 
 import task
 import torch
 import torch.nn.functional as F
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 from torch import nn
 
 from fedkern import fl
+from fedkern.fl.training import Trainer
+from fedkern.integrations.flower import register
+
+SECONDS = "seconds"  # in a reply's metrics: of the training alone
+
+
+# ---- of Flower's FedAvg --------------------------------------------------------------------------
 
 app = ClientApp()
 
@@ -28,11 +37,10 @@ def train(message: Message, context: Context) -> Message:
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     client = task.clients()[message.content["client"]["number"]]
     draws = fl.Draws(task.CONFIG.seed, settings["server-round"], client.number)
+    started = perf_counter()
     local_training(model, client, draws)
-    answer = {
-        "arrays": ArrayRecord(model.state_dict()),
-        "metrics": MetricRecord({"clients": 1}),  # its weight in the mean
-    }
+    metrics = {"clients": 1, SECONDS: perf_counter() - started}  # its weight in the mean
+    answer = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(metrics)}
     return Message(content=RecordDict(answer), reply_to=message)
 
 
@@ -55,3 +63,33 @@ def local_training(model: nn.Module, client: fl.Client, draws: fl.Draws) -> None
             F.cross_entropy(model(batch), labels).backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             optimizer.step()
+
+
+# ---- of fedkern's strategy -----------------------------------------------------------------------
+
+fedkern_app = ClientApp()
+_trained: list[float] = []  # seconds
+
+
+def measured(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """A mod: adds how long the training itself has taken."""
+    torch.set_num_threads(message.content["config"]["threads"])
+    _trained.clear()
+    reply = call_next(message, context)
+    reply.content["metrics"][SECONDS] = sum(_trained)
+    return reply
+
+
+def own_client(context: Context) -> fl.Client:
+    return task.clients()[int(context.node_config["partition-id"])]
+
+
+def _timed(trainer: Trainer, *arguments: object, train: object = Trainer.train) -> object:
+    started = perf_counter()
+    trained = train(trainer, *arguments)
+    _trained.append(perf_counter() - started)
+    return trained
+
+
+Trainer.train = _timed  # in this process alone
+register(fedkern_app, lambda _: task.new_model(), own_client, mods=[measured])

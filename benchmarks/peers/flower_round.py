@@ -1,9 +1,14 @@
 """Rounds of FedAvg with Flower's simulation on Ray.
 
-A worker is a process of Ray's, with `--threads` CPUs.
+A worker is a process of Ray's, with `--threads` CPUs. The strategy is Flower's own FedAvg, whose
+clients train with plain PyTorch, or fedkern's. With one worker it is told apart what a round takes
+beyond its clients' training.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import pairwise
+from statistics import median
 from time import perf_counter
 
 import flower_client
@@ -11,12 +16,30 @@ import flwr
 import task
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.simulation import run_simulation
+from torch import nn
+
+from fedkern import fl
+from fedkern.integrations.flower import MethodStrategy
 
 
-class TimedFedAvg(FedAvg):
-    """FedAvg of the task's clients, in a plain mean; notes when each round ends."""
+class Timed(Strategy):
+    """Notes when each round ends, and how long its clients have trained."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        replies = list(replies)
+        trained = [reply.content["metrics"].pop(flower_client.SECONDS) for reply in replies]
+        aggregate = super().aggregate_train(server_round, replies)
+        self.trained.append(sum(trained))
+        self.ends.append(perf_counter())
+        return aggregate
+
+
+class FlowersFedAvg(Timed, FedAvg):
+    """FedAvg of the task's clients, in a plain mean."""
 
     def __init__(self) -> None:
         config = task.CONFIG
@@ -27,6 +50,7 @@ class TimedFedAvg(FedAvg):
             weighted_by_key="clients",
         )
         self.ends: list[float] = []
+        self.trained: list[float] = []
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -38,41 +62,47 @@ class TimedFedAvg(FedAvg):
             message.content = RecordDict({**message.content, "client": client})
         return messages
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        aggregate = super().aggregate_train(server_round, replies)
-        self.ends.append(perf_counter())
-        return aggregate
+
+class FedkernsFedAvg(Timed, MethodStrategy):
+    """The same by fedkern's strategy."""
+
+    def __init__(self, model: nn.Module, rounds: int) -> None:
+        config = replace(task.CONFIG, rounds=rounds)
+        super().__init__(fl.FedAvg(), model, config, fraction_evaluate=0.0)
+        self.ends: list[float] = []
+        self.trained: list[float] = []
 
 
 def main() -> None:
     parser = task.arguments(__doc__)
     parser.add_argument("--workers", type=int, default=1, help="that train clients side by side")
+    parser.add_argument("--strategy", choices=["flower", "fedkern"], default="flower")
     options = parser.parse_args()
-    model, strategy = task.new_model(), TimedFedAvg()
-    server = ServerApp()
+    model, server = task.new_model(), ServerApp()
+    total = options.warm_up + options.rounds
+    ours = options.strategy == "fedkern"
+    strategy = FedkernsFedAvg(model, total) if ours else FlowersFedAvg()
 
     @server.main()
     def serve(grid: Grid, context: Context) -> None:
-        result = strategy.start(
-            grid=grid,
-            initial_arrays=ArrayRecord(model.state_dict()),
-            num_rounds=options.warm_up + options.rounds,
-            train_config=ConfigRecord({"threads": options.threads}),
-        )
+        arrays = ArrayRecord({name: p.detach() for name, p in model.named_parameters()})
+        config = ConfigRecord({"threads": options.threads})
+        result = strategy.start(grid, arrays, num_rounds=total, train_config=config)
         model.load_state_dict(result.arrays.to_torch_state_dict())
 
     run_simulation(
         server,
-        flower_client.app,
+        flower_client.fedkern_app if ours else flower_client.app,
         num_supernodes=task.CONFIG.clients,
         backend_config={
             "init_args": {"num_cpus": options.workers * options.threads},
             "client_resources": {"num_cpus": options.threads, "num_gpus": 0.0},
         },
     )
-    task.report("flower", flwr.__version__, strategy.ends, options.warm_up, model)
+    seconds = [end - start for start, end in pairwise(strategy.ends)]
+    beyond = [whole - trained for whole, trained in zip(seconds, strategy.trained[1:], strict=True)]
+    more = {"beyond_training_seconds": median(beyond[options.warm_up - 1 :])}
+    task.report("flower", flwr.__version__, strategy.ends, options.warm_up, model, **more)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,12 @@ def new_model() -> nn.Module:
 
 
 def report(
-    framework: str, version: str, ends: Sequence[float], warm_up: int, model: nn.Module
+    framework: str,
+    version: str,
+    ends: Sequence[float],
+    warm_up: int,
+    model: nn.Module,
+    **more: float,
 ) -> None:
     """Print what was measured as JSON.
 
@@ -80,5 +85,6 @@ def report(
         "median_seconds": median(seconds),
         "seconds": seconds,
         "final_accuracy": evaluation.accuracy,
+        **more,
     }
     print(json.dumps(answer))
