@@ -24,7 +24,7 @@ from .errors import ConfigError, check_not_negative
 from .flat import State
 from .ranks import Ranks
 
-_COLUMNS = 2**14  # that are sorted at a time: what lies in the cache
+_COLUMNS = 2**14  # of numbers that are looked at together: what lies in the cache
 
 
 class Gathered(Protocol):
@@ -81,7 +81,7 @@ class _Sums:
     def add(self, state: State, weight: float) -> None:
         for summed, tensor in zip(self._sums, (state.values, *state.buffers), strict=True):
             if tensor.is_floating_point():
-                summed.add_(tensor.to(summed.dtype), alpha=weight)
+                _add(summed, tensor, weight)
             else:
                 torch.maximum(summed[self._rank], tensor, out=summed[self._rank])
         self._weight += weight
@@ -92,10 +92,21 @@ class _Sums:
 
     def combined(self) -> State:
         values, *buffers = [
-            summed / self._weight if summed.is_floating_point() else summed.amax(0)
+            summed.div_(self._weight) if summed.is_floating_point() else summed.amax(0)
             for summed in self._sums
         ]
         return State(values, buffers)
+
+
+def _add(summed: Tensor, tensor: Tensor, weight: float) -> None:
+    """Adds weight times a tensor, in float64: by parts, of which no copy leaves the cache."""
+    if tensor.dim() != 1 or not tensor.is_cpu:
+        summed.add_(tensor.to(summed.dtype), alpha=weight)
+        return
+    for into, part in zip(
+        torch.split(summed, _COLUMNS), torch.split(tensor, _COLUMNS), strict=True
+    ):
+        into.add_(part.to(summed.dtype), alpha=weight)
 
 
 # ---- robust ones ---------------------------------------------------------------------------------

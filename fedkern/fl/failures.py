@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from .errors import ConfigError, RunError
+from .flat import State
 from .training import Job, Trained
 
 CAUSES = ("no data", "injected", "error", "not finite", "out of memory", "no reply", "refused")
@@ -82,13 +82,7 @@ def check_finite(trained: Trained) -> Trained:
     Raises:
         FloatingPointError: the values, a floating-point buffer or the loss have such.
     """
-    buffers = [buffer for buffer in trained.state.buffers if buffer.is_floating_point()]
-    total = trained.train_loss
-    for tensor in (trained.state.values, *buffers):
-        total = total + tensor.sum()  # what is not finite stays so in a sum
-    if not math.isfinite(total.item()) and not all(  # a sum may overflow
-        tensor.isfinite().all() for tensor in (trained.train_loss, trained.state.values, *buffers)
-    ):
+    if not State(trained.train_loss, [trained.state.values, *trained.state.buffers]).is_finite():
         raise FloatingPointError(
             "wanted finite parameters, buffers and training loss, got nan or infinity; a lower lr "
             "or clip may help"

@@ -34,6 +34,13 @@ class State(NamedTuple):
         """One that later training leaves alone."""
         return State(self.values.clone(), [buffer.clone() for buffer in self.buffers])
 
+    def is_finite(self) -> bool:
+        """Whether there is no nan or infinity: in one pass, with one wait for the device."""
+        parts = [part for part in (self.values, *self.buffers) if part.is_floating_point()]
+        # What is not finite stays so in a sum; but a sum may overflow.
+        sums = torch.stack([part.sum().double() for part in parts])
+        return bool(sums.isfinite().all()) or all(bool(part.isfinite().all()) for part in parts)
+
 
 class Layout:
     """Where a model's trainable parameters lie in a row of numbers, and their gradients in another.

@@ -57,7 +57,7 @@ class Training(Shared, Protocol):
     """A round's training.
 
     Attributes:
-        before: the global state that clients start from.
+        before: the global state that clients start from; it stays as it is while they train.
     """
 
     before: State
@@ -141,7 +141,7 @@ def check_finite(model: FlatModel, number: int, train_loss: float) -> None:
     Raises:
         NonFiniteModelError: the model holds nan or infinity.
     """
-    if not all(tensor.isfinite().all() for tensor in (model.values, *model.buffers)):
+    if not model.state.is_finite():
         raise NonFiniteModelError(
             f"round {number}: wanted a finite global model, got nan or infinity after aggregation "
             f"(training loss {train_loss:.4g}); a lower lr or clip may help"

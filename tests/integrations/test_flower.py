@@ -451,9 +451,10 @@ def test_a_failure_says_what_was_wanted_and_what_came(said):
     assert messages[0] == "<class 'OSError'>:<'disk'>"
     assert messages[1] == "none within 5 s"
     shape = (*dict(there.model.named_parameters())[name].shape,)
-    assert messages[2].startswith(f"arrays: wanted {name} of shape {shape}, got ({shape[0] - 1}, ")
-    assert messages[3].startswith(f"model: wanted {name} of torch.float32, shape")
-    assert messages[4].endswith("got a difference: extra, it was there, too")
+    wanted = f"arrays: wanted {name} of torch.float32, shape {shape}, got "
+    assert messages[2] == f"{wanted}shape {(shape[0] - 1, shape[1])}"
+    assert messages[3] == f"{wanted}torch.float64, shape {shape}"
+    assert messages[4].endswith("got a difference: extra, which was there, too")
     for number in range(5):
         assert f"client {number} was left out" in said.text
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
 from fedkern.fl.client import Client
+from fedkern.fl.config import RunConfig
+from fedkern.fl.data import Dataset
 from fedkern.fl.evaluation import cross_entropy, predict
 from fedkern.fl.failures import check_finite
 from fedkern.fl.flat import FlatModel, State
@@ -38,8 +39,8 @@ def register(
     Args:
         app: has no handlers of its own for `train` and `evaluate`.
         new_model: makes the model that the strategy was given; of its values only those that are
-            not trained matter. It goes where the client's data are, and serves for all messages
-            that come to a process.
+            not trained matter. It goes where the client's data are, and serves for all messages of
+            clients with the same data set that come to a process.
         own_client: the client that the node is: its data, and the number by which the strategy
             knows it, whatever node it is on (``context.node_config["partition-id"]``, say). It is
             called for every message: what is slow, cache. Its state and models are not looked at:
@@ -56,7 +57,7 @@ def register(
 
 
 class _Node:
-    """A model, which serves for all messages that come to this process, and whose they are."""
+    """The handlers of messages. What they need serves for all that come to this process."""
 
     def __init__(
         self,
@@ -65,8 +66,7 @@ class _Node:
         method: Method | None,
     ) -> None:
         self._new_model, self._own_client, self._given_method = new_model, own_client, method
-        self._model: FlatModel | None = None
-        self._prepared_by: Method | None = None
+        self._workplace: _Workplace | None = None
 
     def join(self, message: Message, context: Context) -> Message:
         """Who is there."""
@@ -77,113 +77,118 @@ class _Node:
 
     def train(self, message: Message, context: Context) -> Message:
         """A round's training."""
-        job = _Job(self, message, context)
+        job = self._job(message, context)
         trained = job.train()
-        content = RecordDict(
-            {
-                # Flower's mods want them in the order in which they came.
-                ARRAYS: records.model_to_record(job.model, trained.state, message.content[ARRAYS]),
-                METRICS: MetricRecord(
-                    {
-                        "num-examples": len(job.client),
-                        "train-loss": trained.train_loss.item(),
-                    }
-                ),
-                CONFIG: ConfigRecord({"had": job.had, "has": [*job.client.models]}),
-            }
-        )
+        # Flower's mods want them in the order in which they came.
+        arrays = records.model_to_record(job.place.model, trained.state, message.content[ARRAYS])
+        metrics = {"num-examples": len(job.client), "train-loss": trained.train_loss.item()}
+        about = {"had": job.had, "has": [*job.client.models]}
+        content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({**metrics})})
+        content[CONFIG] = ConfigRecord({**about})
         return Message(content, reply_to=message)
 
     def answer(self, message: Message, context: Context) -> Message:
         """The answer to the method's question."""
-        answer = _Job(self, message, context).answer()
+        answer = self._job(message, context).answer()
         content = RecordDict({ARRAYS: ArrayRecord({records.ANSWER: answer})})
         return Message(content, reply_to=message)
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """The global model, and the client's own, on its local test data."""
-        metrics = _Job(self, message, context).evaluate()
+        metrics = self._job(message, context).evaluate()
         return Message(RecordDict({METRICS: MetricRecord({**metrics})}), reply_to=message)
 
-    def client(self, context: Context) -> Client:
-        return self._own_client(context)
+    def _job(self, message: Message, context: Context) -> _Job:
+        config = cast(ConfigRecord, message.content[CONFIG])
+        client = replace(
+            self._own_client(context),
+            state=records.state_of(config),
+            models=records.ContextModels(context.state),
+        )
+        place = self._workplace_for(config, client.dataset, context)
+        shared = place.read(cast(ArrayRecord, message.content[ARRAYS]))
+        return _Job(place, client, shared, int(cast(int, config[records.ROUND])))
 
-    def method(self, options: dict[str, Any]) -> Method:
-        return self._given_method or records.method_of(options)
+    def _workplace_for(
+        self, config: ConfigRecord, dataset: Dataset, context: Context
+    ) -> _Workplace:
+        """The one that there is, if it will do."""
+        settings = (config[records.METHOD], config[records.TRAINING])
+        place = self._workplace
+        if place is None or place.settings != settings or place.dataset is not dataset:
+            method_text, training_text = map(str, settings)
+            method = self._given_method or records.method_of(method_text)
+            module = self._new_model(context).to(dataset.x_train.device)
+            method.prepare(module, generator(0, "method"))  # values come with the messages
+            training = records.training_of(training_text)
+            self._workplace = place = _Workplace(settings, dataset, method, training, module)
+        return place
 
-    def model(self, context: Context, method: Method, device: torch.device) -> FlatModel:
-        """One that is the method's."""
-        if self._model is None or self._prepared_by != method:
-            keep_freed_memory()
-            module = self._new_model(context).to(device)
-            method.prepare(module, generator(0, "method"))  # values come with the message
-            self._model, self._prepared_by = FlatModel(module), method
-        return self._model
+
+class _Workplace:
+    """What clients of the same settings and data set train with."""
+
+    def __init__(
+        self,
+        settings: tuple[object, object],
+        dataset: Dataset,
+        method: Method,
+        config: RunConfig,
+        module: nn.Module,
+    ) -> None:
+        keep_freed_memory()
+        self.settings, self.dataset, self.method, self.config = settings, dataset, method, config
+        self.model = FlatModel(module)
+        self.read = records.StateReader(self.model)
+        self.trainer = Trainer(self.model, dataset, config)
 
 
 class _Job:
-    """What a message asks of the client that the node is.
+    """What a message asks of a client.
 
     Attributes:
+        place: where it works.
         client: with what it has kept, and what the server keeps with it.
-        model: of the method.
         had: the names of the models that it had kept when the message came.
     """
 
-    def __init__(self, node: _Node, message: Message, context: Context) -> None:
-        content = message.content
-        config = cast(ConfigRecord, content[CONFIG])
-        self._method = node.method(records.read_section("method", config))
-        self._config = records.training_of(records.read_section("training", config))
-        self._round = records.read_section("job", config)["round"]
-        self.client = replace(
-            node.client(context),
-            state=records.read_section("state", config),
-            models=records.ContextModels(context.state),
-        )
-        self.had = [*self.client.models]
-        device = self.client.dataset.x_train.device
-        self.model = node.model(context, self._method, device)
-        self._shared = records.model_from_record(self.model, cast(ArrayRecord, content[ARRAYS]))
+    def __init__(self, place: _Workplace, client: Client, shared: State, round: int) -> None:
+        self.place, self.client, self.had = place, client, [*client.models]
+        self._shared, self._round = shared, round
 
     def train(self) -> Trained:
         """Trains what the method says; returns what the server is to get."""
-        trainer = self._trainer()
-        for work in self._method.local_work(self.client):
-            start = start_of(self.client, work, self._shared, None)
-            trained = self._train(trainer, work, start)
-            kept = kept_of(work, trained.state, self._config.buffers, None)
-            self.client.models.update(kept)
+        place, client = self.place, self.client
+        for work in place.method.local_work(client):
+            trained = self._train(work, start_of(client, work, self._shared, None))
+            client.models.update(kept_of(work, trained.state, place.config.buffers, None))
         return trained  # the server's share comes last
 
     def answer(self) -> Tensor:
         """Trains a throw-away copy of the global model."""
-        question = self._method.question
+        question = self.place.method.question
         assert question is not None  # else the server would not ask
-        trained = self._train(self._trainer(), question.work, self._shared)
-        layout = self.model.layout
+        trained = self._train(question.work, self._shared)
+        layout = self.place.model.layout
         return question.answer(self.client, layout, self._shared.values, trained.state)
 
     def evaluate(self) -> dict[str, int | float]:
         """Accuracy and cross entropy; of the client's own model, too, if it may have one."""
-        client, data = self.client, self.client.dataset
-        self.model.load(self._shared)
-        logits = predict(self.model.module, data.x_test, client.test_indices)
+        place, client, data = self.place, self.client, self.place.dataset
+        place.model.load(self._shared)
+        logits = predict(place.model.module, data.x_test, client.test_indices)
         targets = data.y_test[client.test_indices].cpu()
         metrics: dict[str, int | float] = {"num-examples": len(targets)}
         metrics |= _figures("", logits, targets)
-        if self._method.personalises or self._config.buffers == "local":
-            own = personal_logits(self._method, self.model, client, logits, None)
+        if place.method.personalises or place.config.buffers == "local":
+            own = personal_logits(place.method, place.model, client, logits, None)
             metrics |= _figures("personal-", own, targets)
         return metrics
 
-    def _trainer(self) -> Trainer:
-        return Trainer(self.model, self.client.dataset, self._config)
-
-    def _train(self, trainer: Trainer, work: LocalWork, start: State) -> Trained:
-        draws = Draws(self._config.seed, self._round, self.client.number, work.purpose)
+    def _train(self, work: LocalWork, start: State) -> Trained:
+        draws = Draws(self.place.config.seed, self._round, self.client.number, work.purpose)
         job = Job(self.client, work, start, draws)
-        return check_finite(trainer.train(job, self._shared.values))
+        return check_finite(self.place.trainer.train(job, self._shared.values))
 
 
 def _figures(prefix: str, logits: Tensor, targets: Tensor) -> dict[str, float]:

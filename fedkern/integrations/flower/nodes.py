@@ -53,8 +53,8 @@ class NodeServer(Server):
         self.arrays = records.model_to_record(model, model.state)
         self.user_config = ConfigRecord()
         self._settings = {
-            **records.section("method", records.method_options(method)),
-            **records.section("training", records.training_settings(config)),
+            records.METHOD: records.method_config(method),
+            records.TRAINING: records.training_config(config),
         }
         self._grid: Grid | None = None
         self._known: dict[int, Client] = {}  # by number
@@ -119,11 +119,10 @@ class NodeServer(Server):
 
     def messages(self, clients: Iterable[Client], kind: str) -> list[Message]:
         """One to each client: the global state, the settings, and what is kept with it here."""
-        shared = {**self.user_config, **self._settings}
-        shared |= records.section("job", {"round": self.number})
+        shared = {**self.user_config, **self._settings, records.ROUND: self.number}
         messages = []
         for client in clients:
-            config = ConfigRecord({**shared, **records.section("state", client.state)})
+            config = ConfigRecord({**shared, **records.state_config(client.state)})
             content = RecordDict({records.ARRAYS: self.arrays, records.CONFIG: config})
             messages.append(self._message(self._nodes[client.number], kind, content))
         return messages

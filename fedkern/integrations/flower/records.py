@@ -4,14 +4,15 @@ A message to a client, and its reply, have at most one record of each kind, as F
 (clipping, noise) want it:
 
     arrays   the model's parameters and buffers by name; of the reply to a question, the answer
-    config   what the strategy's user sends along, and by names that begin with "fedkern." the job:
-             round, method, settings of local training, what the server keeps with this client; of a
-             reply, what the client says of itself
+    config   what the strategy's user sends along; by names that begin with "fedkern." the round,
+             the method, the settings of local training, and what the server keeps with this
+             client; of a reply, what the client says of itself
     metrics  of a reply: figures
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import replace
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"  # as in Flower's own strategies
 ANSWER = "answer"  # the array of a reply to a question
+_STYPE = Array(np.zeros(0)).stype  # of arrays that NumPy has written
 
 # Kinds of messages: a category of Flower's, and an action of our own.
 JOIN, TRAIN, STATISTICS, EVALUATE = "query.join", "train", "train.statistics", "evaluate"
@@ -67,40 +69,79 @@ def model_to_record(
     return ArrayRecord({name: parts[name] for name in names or parts})
 
 
-def model_from_record(model: FlatModel, record: ArrayRecord) -> State:
-    """The state that arrays are, on the model's device.
+class StateReader:
+    """Reads the states that arrays are, of a model's parameters and buffers.
+
+    All go to the same memory: a state is valid until the next one is read.
+    """
+
+    def __init__(self, model: FlatModel) -> None:
+        self._state = model.state.copy()
+        self._parts = model.named(self._state)
+        self._headers = {name: _header(part) for name, part in self._parts.items()}
+
+    def __call__(self, record: ArrayRecord) -> State:
+        """The state.
+
+        Raises:
+            ConfigError: other names, shapes or types, or no arrays; it says which.
+        """
+        if different := self._parts.keys() ^ record.keys():
+            name = min(different)
+            got = "which was not there" if name in self._parts else "which was there, too"
+            wanted = ", ".join(self._parts)
+            raise ConfigError(f"{ARRAYS}: wanted {wanted}, got a difference: {name}, {got}")
+        for name, own in self._parts.items():
+            array, header = record[name], self._headers[name]
+            whole = len(header) + own.numel() * own.element_size()
+            if array.stype == _STYPE and len(array.data) == whole and array.data.startswith(header):
+                numbers = np.frombuffer(array.data, offset=len(header), dtype=_numpy_type(own))
+                _fill(own, numbers.reshape(own.shape))
+            else:  # not as we write it
+                own.copy_(tensor_from_array(name, array, own))
+        return self._state
+
+
+def _header(part: Tensor) -> bytes:
+    """What NumPy writes before the numbers of an array like a tensor."""
+    stream = BytesIO()
+    kind = np.lib.format.dtype_to_descr(_numpy_type(part))
+    shape = {"descr": kind, "fortran_order": False, "shape": (*part.shape,)}
+    np.lib.format.write_array_header_1_0(stream, shape)
+    return stream.getvalue()
+
+
+def _numpy_type(part: Tensor) -> np.dtype[Any]:
+    return torch.empty(0, dtype=part.dtype).numpy().dtype
+
+
+def _fill(own: Tensor, array: np.ndarray[Any, Any]) -> None:
+    if own.is_cpu:
+        own.numpy()[...] = array
+    else:
+        own.copy_(torch.from_numpy(array.copy()))
+
+
+def tensor_from_array(name: str, array: Array, like: Tensor) -> Tensor:
+    """An array as a tensor on the CPU, of the shape and type of another one.
 
     Raises:
-        ConfigError: they are another model's, or no arrays.
+        ConfigError: it is not like that, or damaged.
     """
-    expected = model.named(model.state)
-    if different := expected.keys() ^ record.keys():
-        name = min(different)
-        got = "it was not there" if name in expected else "it was there, too"
-        raise ConfigError(
-            f"{ARRAYS}: wanted {', '.join(expected)}, got a difference: {name}, {got}"
-        )
-    return model.from_named(
-        {
-            name: tensor_from_array(name, record[name], (*own.shape,))
-            for name, own in expected.items()
-        }
-    )
-
-
-def tensor_from_array(name: str, array: Array, shape: tuple[int, ...]) -> Tensor:
-    """An array of a shape, on the CPU.
-
-    Raises:
-        ConfigError: it has another one, or is damaged.
-    """
-    if (*array.shape,) != shape:  # before its numbers are given memory
-        raise ConfigError(f"{ARRAYS}: wanted {name} of shape {shape}, got {(*array.shape,)}")
+    wanted = f"{name} of {like.dtype}, shape {(*like.shape,)}"
+    if (*array.shape,) != (*like.shape,):  # before its numbers are given memory
+        raise ConfigError(f"{ARRAYS}: wanted {wanted}, got shape {(*array.shape,)}")
     try:
-        return torch.from_numpy(array.numpy())
+        tensor = torch.from_numpy(array.numpy())
     except Exception as error:  # whatever comes of bytes that we did not write
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"{ARRAYS}: wanted {name} as NumPy writes it, got: {reason}") from error
+        raise ConfigError(
+            f"{ARRAYS}: wanted {wanted}, as NumPy writes it, got: {reason}"
+        ) from error
+    if tensor.dtype != like.dtype or tensor.shape != like.shape:
+        got = f"{tensor.dtype}, shape {(*tensor.shape,)}"
+        raise ConfigError(f"{ARRAYS}: wanted {wanted}, got {got}")
+    return tensor
 
 
 # ---- replies -------------------------------------------------------------------------------------
@@ -121,7 +162,7 @@ class TrainReply(NamedTuple):
     has: list[str]
 
 
-def train_reply(content: RecordDict, model: FlatModel) -> TrainReply:
+def train_reply(content: RecordDict, read: StateReader) -> TrainReply:
     """Reads a reply.
 
     Raises:
@@ -130,7 +171,7 @@ def train_reply(content: RecordDict, model: FlatModel) -> TrainReply:
     """
     metrics = _record(content, METRICS, MetricRecord)
     loss = torch.tensor(_number(metrics, "train-loss"))
-    state = model_from_record(model, _record(content, ARRAYS, ArrayRecord))
+    state = read(_record(content, ARRAYS, ArrayRecord))
     about = _record(content, CONFIG, ConfigRecord)
     return TrainReply(
         check_finite(Trained(state, loss)),
@@ -148,10 +189,7 @@ def answer(content: RecordDict, like: Tensor) -> Tensor:
     arrays = _record(content, ARRAYS, ArrayRecord)
     if [*arrays] != [ANSWER]:
         raise ConfigError(f"{ARRAYS}: wanted {ANSWER} alone, got {', '.join(arrays) or 'none'}")
-    tensor = tensor_from_array(ANSWER, arrays[ANSWER], (*like.shape,))
-    if tensor.dtype != like.dtype:
-        raise ConfigError(f"{ARRAYS}: wanted {ANSWER} of {like.dtype}, got {tensor.dtype}")
-    return tensor.to(like.device)
+    return tensor_from_array(ANSWER, arrays[ANSWER], like).to(like.device)
 
 
 def introduction(content: RecordDict) -> tuple[int, int, int]:
@@ -215,22 +253,28 @@ def _names(record: Mapping[str, Any], key: str) -> list[str]:
 
 # ---- jobs ----------------------------------------------------------------------------------------
 
+ROUND, METHOD, TRAINING, STATE = (
+    "fedkern.round",
+    "fedkern.method",
+    "fedkern.training",
+    "fedkern.state.",
+)
 
-def section(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A part of what a job's config says: numbers, text and tensors by name."""
+
+def state_config(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What `Client.state` holds, numbers, text and tensors, as part of a config."""
     return {
-        f"fedkern.{name}.{key}": _bytes_of(value) if isinstance(value, Tensor) else value
-        for key, value in values.items()
+        STATE + key: _bytes_of(value) if isinstance(value, Tensor) else value
+        for key, value in state.items()
     }
 
 
-def read_section(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def state_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The reverse."""
-    prefix = f"fedkern.{name}."
     return {
-        key.removeprefix(prefix): _tensor_of(value) if isinstance(value, bytes) else value
+        key.removeprefix(STATE): _tensor_of(value) if isinstance(value, bytes) else value
         for key, value in config.items()
-        if key.startswith(prefix)
+        if key.startswith(STATE)
     }
 
 
@@ -244,40 +288,41 @@ def _tensor_of(content: bytes) -> Tensor:
     return torch.from_numpy(np.load(BytesIO(content), allow_pickle=False))
 
 
-def method_options(method: Method) -> dict[str, Any]:
-    """A method's name and options; nothing if fedkern has it not: clients are given it."""
+def method_config(method: Method) -> str:
+    """A method's name and options; empty if fedkern has it not: clients are given it."""
     for name, kind in METHODS.items():
         if type(method) is kind:
             options = describe(method)
             if build_method(name, **options) == method:
-                return {"name": name, **options}
-    return {}
+                return json.dumps({"name": name, **options})
+    return ""
 
 
-def method_of(options: dict[str, Any]) -> Method:
+def method_of(text: str) -> Method:
     """The reverse.
 
     Raises:
         ConfigError: it names none, or one that another version of fedkern has.
     """
-    if not options:
+    if not text:
         raise ConfigError(
             "method: wanted the strategy's own one given to `register`, for fedkern has it not"
         )
-    return build_method(**options)
+    return build_method(**json.loads(text))
 
 
-def training_settings(config: RunConfig) -> dict[str, Any]:
+def training_config(config: RunConfig) -> str:
     """What a client must know of the settings."""
-    return {name: getattr(config, name) for name in _OF_TRAINING}
+    return json.dumps({name: getattr(config, name) for name in _OF_TRAINING})
 
 
-def training_of(settings: dict[str, Any]) -> RunConfig:
+def training_of(text: str) -> RunConfig:
     """The reverse: settings, of which those that are not a client's are the defaults.
 
     Raises:
         ConfigError: one that this version of fedkern does not have or take.
     """
+    settings: dict[str, Any] = json.loads(text)
     if different := {*_OF_TRAINING} ^ settings.keys():
         raise ConfigError(
             f"training: wanted the settings {', '.join(_OF_TRAINING)}, got a difference in "

@@ -93,6 +93,7 @@ class MethodStrategy(Strategy):
         self._method, self._config, self._fraction = method, config, fraction_evaluate
         self._checkpoints = checkpoints
         self._server = NodeServer(method, flat, config)
+        self._read = records.StateReader(flat)
         if checkpoints is not None and checkpoints.start is not None:
             self._go_on_from(checkpoints.start)
         self._before = len(self.rounds)  # rounds of earlier starts
@@ -204,7 +205,7 @@ class MethodStrategy(Strategy):
         """Takes on the arrays that clients are to get, if they are not those of the last round."""
         server = self._server
         if arrays is not server.arrays:
-            server.model.load(records.model_from_record(server.model, arrays))
+            server.model.load(self._read(arrays))
             server.arrays = arrays
 
     def _sample(self) -> list[Client]:
@@ -223,7 +224,7 @@ class MethodStrategy(Strategy):
         sampled, train_loss = len(server.active), math.nan
         not_reached = len(server.failures)
         if server.active:
-            training = _Training(server, self._sent, replies, self._config)
+            training = _Training(server, self._sent, replies, self._read, self._config)
             train_loss = rounds.aggregate(self._method, server, training)
         rounds.check_finite(server.model, server.number, train_loss)
         self._method.end_round(server)
@@ -302,11 +303,12 @@ class _Training:
         server: NodeServer,
         sent: Sequence[tuple[Client, Message]],
         replies: Iterable[Message],
+        read: records.StateReader,
         config: RunConfig,
     ) -> None:
         self.clients, self.ranks = len(sent), Ranks()
-        self.before = server.model.state.copy()
-        self._server, self._config = server, config
+        self.before = server.model.state  # which nobody trains in here
+        self._server, self._read, self._config = server, read, config
         clients, messages = zip(*sent, strict=True)
         self._replies = [*zip(clients, in_order(messages, replies), strict=True)]
         self._failures: dict[int, Failure] = {}
@@ -315,9 +317,7 @@ class _Training:
         """Those of replies that are as they should be."""
         server = self._server
         for client, reply in self._replies:
-            found = server.read(
-                client.number, reply, partial(records.train_reply, model=server.model)
-            )
+            found = server.read(client.number, reply, partial(records.train_reply, read=self._read))
             if isinstance(found, Failure):
                 self._failures[client.number] = found
                 continue
