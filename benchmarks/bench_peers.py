@@ -28,10 +28,10 @@ REST_SECONDS = 5.0  # before a block, for what the one before started (Ray's pro
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}  # nothing is sent anywhere
 
 
-def block(framework: str, workers: int) -> dict[str, Any]:
-    """What a framework's script answers."""
+def block(framework: str, workers: int, *more: str) -> dict[str, Any]:
+    """What a framework's script answers, with `more` options."""
     script = SCRIPTS / f"{framework}_round.py"
-    options = ["--threads", str(THREADS)]
+    options = ["--threads", str(THREADS), *more]
     if workers > 1:
         options += ["--workers", str(workers)]
     sleep(REST_SECONDS)

@@ -12,7 +12,8 @@ from flwr.clientapp.typing import ClientAppCallable
 from torch import nn
 
 from fedkern import fl
-from fedkern.fl.training import Trainer
+from fedkern.fl.flat import FlatModel
+from fedkern.fl.training import Job, LocalWork, Trainer
 from fedkern.integrations.flower import register
 
 SECONDS = "seconds"  # in a reply's metrics: of the training alone
@@ -29,22 +30,36 @@ def workers_model() -> nn.Module:
     return task.new_model()
 
 
+@cache
+def workers_trainer() -> Trainer:
+    """fedkern's, with a model of its own."""
+    return Trainer(FlatModel(task.new_model()), task.dataset(), task.CONFIG)
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     settings = message.content["config"]
     torch.set_num_threads(settings["threads"])
-    model = workers_model()
+    by_fedkern = settings["training"] == "fedkern"
+    model = workers_trainer().model.module if by_fedkern else workers_model()
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     client = task.clients()[message.content["client"]["number"]]
     draws = fl.Draws(task.CONFIG.seed, settings["server-round"], client.number)
     started = perf_counter()
-    local_training(model, client, draws)
+    (fedkerns_training if by_fedkern else plain_training)(model, client, draws)
     metrics = {"clients": 1, SECONDS: perf_counter() - started}  # its weight in the mean
     answer = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(metrics)}
     return Message(content=RecordDict(answer), reply_to=message)
 
 
-def local_training(model: nn.Module, client: fl.Client, draws: fl.Draws) -> None:
+def fedkerns_training(model: nn.Module, client: fl.Client, draws: fl.Draws) -> None:
+    """As long as with fedkern's strategy: what is left of a round can be compared."""
+    trainer = workers_trainer()
+    start = trainer.model.state.copy()
+    trainer.train(Job(client, LocalWork(fl.CrossEntropy()), start, draws), start.values)
+
+
+def plain_training(model: nn.Module, client: fl.Client, draws: fl.Draws) -> None:
     """Plain PyTorch, on the batches that fedkern takes.
 
     They are slices of the client's data, copied in a new order. With a DataLoader, which collects
@@ -74,6 +89,7 @@ _trained: list[float] = []  # seconds
 def measured(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """A mod: adds how long the training itself has taken."""
     torch.set_num_threads(message.content["config"]["threads"])
+    Trainer.train = _timed  # in this process, which is Ray's
     _trained.clear()
     reply = call_next(message, context)
     reply.content["metrics"][SECONDS] = sum(_trained)
@@ -91,5 +107,4 @@ def _timed(trainer: Trainer, *arguments: object, train: object = Trainer.train) 
     return trained
 
 
-Trainer.train = _timed  # in this process alone
 register(fedkern_app, lambda _: task.new_model(), own_client, mods=[measured])

@@ -210,14 +210,14 @@ def test_failures_on_any_rank_are_everyone_s(tmp_path):
 import torch
 from fedkern import fl
 from fedkern.fl.ranks import joined_ranks
-from fedkern.fl.server import Server
+from fedkern.fl.server import SimulatedServer
 
-train = Server.train
+train = SimulatedServer.train
 def failing(server, jobs, anchor):
     for job, result in zip(jobs, train(server, jobs, anchor), strict=True):
         bad = job.client.number in (1, 2)
         yield fl.Failure(job.client.number, "error", "no") if bad else result
-Server.train = failing
+SimulatedServer.train = failing
 config = fl.RunConfig(rounds=3, clients=6, clients_per_round=4, workers=1)
 dataset = fl.load_dataset("digits")
 with joined_ranks(torch.device("cpu")) as ranks:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
+from uuid import uuid4
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -49,7 +50,7 @@ def register(
         mods: of the training, as of ``app.train``: Flower's for differential privacy, say. What a
             client answers to a question of the method's (Floco's statistics) does not go through.
     """
-    node = _Node(new_model, own_client, method)
+    node = _node(uuid4().hex, new_model, own_client, method)
     app.query("join")(node.join)
     app.train(mods=mods)(node.train)
     app.train("statistics")(node.answer)
@@ -61,12 +62,18 @@ class _Node:
 
     def __init__(
         self,
+        name: str,
         new_model: Callable[[Context], nn.Module],
         own_client: Callable[[Context], Client],
         method: Method | None,
     ) -> None:
         self._new_model, self._own_client, self._given_method = new_model, own_client, method
         self._workplace: _Workplace | None = None
+        self._name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A simulation sends an app anew with each message: it is to find what there is."""
+        return _node, (self._name, self._new_model, self._own_client, self._given_method)
 
     def join(self, message: Message, context: Context) -> Message:
         """Who is there."""
@@ -123,6 +130,16 @@ class _Node:
             training = records.training_of(training_text)
             self._workplace = place = _Workplace(settings, dataset, method, training, module)
         return place
+
+
+_nodes: dict[str, _Node] = {}
+
+
+def _node(name: str, *arguments: Any) -> _Node:
+    """The one of a name in this process."""
+    if name not in _nodes:
+        _nodes[name] = _Node(name, *arguments)
+    return _nodes[name]
 
 
 class _Workplace:
