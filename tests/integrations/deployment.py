@@ -20,11 +20,11 @@ APP = Path(__file__).parent.parent.parent / "examples" / "flower_app"
 class Deployment:
     """A SuperLink and its SuperNodes, on free ports of this machine, in a folder for their files.
 
-    Leaving it ends all processes.
+    Leaving it ends all processes. With `simulated` nodes it has no others.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, simulated: int = 0) -> None:
+        self.folder, self._simulated = folder, simulated
         self._port = free_port()
         self._nodes: dict[int, subprocess.Popen[bytes]] = {}
         home = folder / "flower"
@@ -38,6 +38,7 @@ class Deployment:
             **os.environ,
             "FLWR_HOME": str(home),
             "FLWR_TELEMETRY_ENABLED": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "OMP_NUM_THREADS": "1",
@@ -56,6 +57,7 @@ class Deployment:
             "127.0.0.1",
             "--port",
             str(self._port),
+            *(["--simulation"] if self._simulated else []),
         )
         self.wait_for("the SuperLink", lambda: self._answers())
         return self
@@ -98,7 +100,10 @@ class Deployment:
     def run(self, **options: Any) -> str:
         """Submits a run of the app; returns its id."""
         text = " ".join(f"{k.replace('_', '-')}={json.dumps(v)}" for k, v in options.items())
-        answer = json.loads(self._flwr("run", str(APP), "--run-config", text, "--format", "json"))
+        words = ["run", str(APP), "--run-config", text, "--format", "json"]
+        if self._simulated:
+            words += ["--federation-config", f"num-supernodes={self._simulated}"]
+        answer = json.loads(self._flwr(*words))
         assert answer["success"], answer
         return str(answer["run-id"])
 

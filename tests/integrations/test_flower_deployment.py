@@ -77,17 +77,39 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 
 @pytest.mark.parametrize("name", UNDISTURBED)
 def test_an_undisturbed_run_is_that_of_our_own_loop(scene, name):
-    own = {key.replace("_", "-"): value for key, value in {**ALL, **UNDISTURBED[name]}.items()}
+    assert_our_own_loop_s(scene.folder / name, {**ALL, **UNDISTURBED[name]})
+
+
+def test_the_app_in_a_simulation(tmp_path):
+    pytest.importorskip("ray", reason="needs Ray: pip install '.[flower]'")
+    options = {
+        "method": "floco+ --tau 3 --endpoints 4",
+        "clients": 8,
+        "clients_per_round": 5,
+        "rounds": 5,
+        "eval_every": 5,
+        "seed": 4,
+    }
+    with Deployment(tmp_path, simulated=8) as here:
+        run = here.run(**options, min_available_nodes=8, out=str(tmp_path / "out"))
+        here.wait_for("the end", (tmp_path / "out" / "model.pt").exists)
+        assert "personal-accuracy" in here.log(run)
+    assert_our_own_loop_s(tmp_path / "out", options)
+
+
+def assert_our_own_loop_s(folder: Path, options: dict[str, Any]) -> None:
+    """The files are those of a run that ends as our own loop does, to the order of sums."""
+    own = {key.replace("_", "-"): value for key, value in options.items()}
     config = task.settings({"dataset": "digits", "alpha": 0.3, **own})
     (method,) = fl.build_methods([own["method"]]).values()
     model = task.new_model(config)
     *_, last = fl.simulate(method, model, task.clients(config), config)
-    there = torch.load(scene.folder / name / "model.pt", weights_only=True)
+    there = torch.load(folder / "model.pt", weights_only=True)
     for key, value in model.state_dict().items():
         torch.testing.assert_close(there[key], value, rtol=1e-5, atol=1e-6)
-    path = scene.folder / name / f"round-{config.rounds:06d}.checkpoint"
+    path = folder / f"round-{config.rounds:06d}.checkpoint"
     found = fl.read_checkpoint(path).snapshot.rounds
-    assert [round.clients for round in found] == [3] * config.rounds
+    assert [round.clients for round in found] == [config.clients_per_round] * config.rounds
     assert found[-1].train_loss == pytest.approx(last.train_loss, rel=1e-5)
 
 

@@ -12,7 +12,12 @@ from . import task
 def own_client(context: Context) -> fl.Client:
     """The client that this node is: ``--node-config "partition-id=3"`` says so."""
     config = task.settings(context.run_config)
-    return task.clients(config)[int(context.node_config["partition-id"])]
+    number = int(context.node_config["partition-id"])
+    if not 0 <= number < config.clients:
+        raise fl.ConfigError(
+            f"partition-id: wanted one below clients = {config.clients}, got {number}"
+        )
+    return task.clients(config)[number]
 
 
 app = ClientApp()

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("flwr")  # Flower's, whose lines are a run's log
 
+JOIN_SECONDS = 60.0  # at least, for who does not answer then is not in: it may have to start first
+
 _NOTHING = torch.empty(0)
 ELSEWHERE = Dataset("elsewhere", _NOTHING, _NOTHING, _NOTHING, _NOTHING, num_classes=0)
 
@@ -61,7 +63,7 @@ class NodeServer(Server):
         self._nodes: dict[int, int] = {}  # of the clients, by their numbers
         self._met: set[int] = set()  # nodes that have said who they are
         self._connected: set[int] = set()  # nodes, when they were last looked for
-        self._refused: set[tuple[int, str]] = set()  # nodes, and why
+        self._barred: set[int] = set()  # nodes whose answer was no good
 
     @property
     def present(self) -> list[Client]:
@@ -80,8 +82,9 @@ class NodeServer(Server):
         waiting_with = -1
         while True:
             self._connected = {*grid.get_node_ids()}
+            self._barred &= self._connected  # who comes back may have been mended
             if len(self._connected) >= least:  # all at once, not one after the other
-                self._meet(sorted(self._connected - self._met))
+                self._meet(sorted(self._connected - self._met - self._barred))
             if (there := len(self.present)) >= least:
                 return
             if there != waiting_with:
@@ -92,12 +95,12 @@ class NodeServer(Server):
     def _meet(self, nodes: Sequence[int]) -> None:
         """Asks nodes which client they are."""
         messages = [self._message(node, records.JOIN, RecordDict()) for node in nodes]
-        for node, reply in zip(nodes, self._exchange(messages), strict=True):
+        for node, reply in zip(nodes, self._exchange(messages, JOIN_SECONDS), strict=True):
             found = self.read(node, reply, records.introduction)
             if isinstance(found, Failure):
-                if (node, found.message) not in self._refused:
-                    self._refused.add((node, found.message))
-                    log.warning("node %d is not let in: %s: %s", node, found.cause, found.message)
+                log.warning("node %d is not let in: %s: %s", node, found.cause, found.message)
+                if found.cause != NO_REPLY:  # who was slow is asked again
+                    self._barred.add(node)
                 continue
             number, samples, test_samples = found
             if (before := self._nodes.get(number)) is not None:
@@ -167,13 +170,16 @@ class NodeServer(Server):
 
     def _message(self, node: int, kind: str, content: RecordDict) -> Message:
         # What nobody waits for any longer is not begun.
-        return Message(content, node, kind, ttl=self.timeout, group_id=str(self.number))
+        ttl = max(self.timeout, JOIN_SECONDS)
+        return Message(content, node, kind, ttl=ttl, group_id=str(self.number))
 
-    def _exchange(self, messages: Sequence[Message]) -> list[Message | None]:
+    def _exchange(self, messages: Sequence[Message], least: float = 0) -> list[Message | None]:
+        """Waits as long as is set, or as at least."""
         if not messages:
             return []
         assert self._grid is not None
-        return in_order(messages, self._grid.send_and_receive(messages, timeout=self.timeout))
+        timeout = max(self.timeout, least)
+        return in_order(messages, self._grid.send_and_receive(messages, timeout=timeout))
 
 
 def in_order(messages: Sequence[Message], replies: Iterable[Message]) -> list[Message | None]:
