@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import ClientAppCallable
 from torch import nn
 
 from fedkern import fl
@@ -82,22 +81,24 @@ def plain_training(model: nn.Module, client: fl.Client, draws: fl.Draws) -> None
 
 # ---- of fedkern's strategy -----------------------------------------------------------------------
 
-fedkern_app = ClientApp()
+fedkern_app, _inner = ClientApp(), ClientApp()
 _trained: list[float] = []  # seconds
 
 
-def measured(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """A mod: adds how long the training itself has taken."""
+@fedkern_app.query("join")
+def join(message: Message, context: Context) -> Message:
+    return _inner(message, context)
+
+
+@fedkern_app.train()
+def train_and_measure(message: Message, context: Context) -> Message:
+    """The same, and how long the training itself has taken."""
     torch.set_num_threads(message.content["config"]["threads"])
     Trainer.train = _timed  # in this process, which is Ray's
     _trained.clear()
-    reply = call_next(message, context)
+    reply = _inner(message, context)
     reply.content["metrics"][SECONDS] = sum(_trained)
     return reply
-
-
-def own_client(context: Context) -> fl.Client:
-    return task.clients()[int(context.node_config["partition-id"])]
 
 
 def _timed(trainer: Trainer, *arguments: object, train: object = Trainer.train) -> object:
@@ -107,4 +108,12 @@ def _timed(trainer: Trainer, *arguments: object, train: object = Trainer.train) 
     return trained
 
 
-register(fedkern_app, lambda _: task.new_model(), own_client, mods=[measured])
+def own_client(context: Context) -> fl.Client:
+    return task.clients()[int(context.node_config["partition-id"])]
+
+
+def new_model(context: Context) -> nn.Module:
+    return task.new_model()
+
+
+register(_inner, new_model, own_client)

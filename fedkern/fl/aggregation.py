@@ -24,7 +24,8 @@ from .errors import ConfigError, check_not_negative
 from .flat import State
 from .ranks import Ranks
 
-_COLUMNS = 2**14  # of numbers that are looked at together: what lies in the cache
+_COLUMNS = 2**14  # that are sorted at a time: what lies in the cache
+_PART = 2**18  # of a row that is summed at a time, of a large model
 
 
 class Gathered(Protocol):
@@ -99,13 +100,10 @@ class _Sums:
 
 
 def _add(summed: Tensor, tensor: Tensor, weight: float) -> None:
-    """Adds weight times a tensor, in float64: by parts, of which no copy leaves the cache."""
-    if tensor.dim() != 1 or not tensor.is_cpu:
-        summed.add_(tensor.to(summed.dtype), alpha=weight)
-        return
-    for into, part in zip(
-        torch.split(summed, _COLUMNS), torch.split(tensor, _COLUMNS), strict=True
-    ):
+    """Adds weight times a tensor, in float64; a long row by parts, whose copies take no new memory."""
+    by_parts = tensor.is_cpu and tensor.dim() == 1 and len(tensor) > _PART
+    parts = [torch.split(t, _PART) if by_parts else (t,) for t in (summed, tensor)]
+    for into, part in zip(*parts, strict=True):
         into.add_(part.to(summed.dtype), alpha=weight)
 
 

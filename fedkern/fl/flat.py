@@ -6,6 +6,7 @@ buffer, whatever the number of layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
@@ -37,9 +38,11 @@ class State(NamedTuple):
     def is_finite(self) -> bool:
         """Whether there is no nan or infinity: in one pass, with one wait for the device."""
         parts = [part for part in (self.values, *self.buffers) if part.is_floating_point()]
-        # What is not finite stays so in a sum; but a sum may overflow.
-        sums = torch.stack([part.sum().double() for part in parts])
-        return bool(sums.isfinite().all()) or all(bool(part.isfinite().all()) for part in parts)
+        total = parts[0].sum()
+        for part in parts[1:]:
+            total = total + part.sum()  # what is not finite stays so in a sum
+        # But a sum may overflow.
+        return math.isfinite(total.item()) or all(bool(part.isfinite().all()) for part in parts)
 
 
 class Layout:
