@@ -100,7 +100,7 @@ class _Sums:
 
 
 def _add(summed: Tensor, tensor: Tensor, weight: float) -> None:
-    """Adds weight times a tensor, in float64; a long row by parts, whose copies take no new memory."""
+    """Adds weight times a tensor, in float64; a long row by parts, to copy little at a time."""
     by_parts = tensor.is_cpu and tensor.dim() == 1 and len(tensor) > _PART
     parts = [torch.split(t, _PART) if by_parts else (t,) for t in (summed, tensor)]
     for into, part in zip(*parts, strict=True):
