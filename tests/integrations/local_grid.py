@@ -110,7 +110,10 @@ def sent(content: RecordDict) -> RecordDict:
 
 
 def federation(
-    clients: list[fl.Client], new_model: Callable[[], Any], method: fl.Method | None = None
+    clients: list[fl.Client],
+    new_model: Callable[[], Any],
+    method: fl.Method | None = None,
+    mods: list[Any] | None = None,
 ) -> LocalGrid:
     """A grid with a node for each client; node ids say nothing of the clients' numbers."""
     grid = LocalGrid()
@@ -121,6 +124,7 @@ def federation(
             lambda context: new_model(),
             lambda context: clients[context.node_config["partition-id"]],
             method,
+            mods,
         )
         grid.add(1000 - 7 * client.number, app, client.number)
     return grid

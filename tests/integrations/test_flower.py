@@ -16,13 +16,12 @@ from torch import nn
 pytest.importorskip("flwr", reason="needs Flower: pip install '.[flower]'")
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import fixedclipping_mod
 from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping
 from local_grid import LocalGrid, federation
 
 from fedkern import fl
-from fedkern.integrations.flower import MethodStrategy, register
+from fedkern.integrations.flower import MethodStrategy
 
 DIGITS = fl.load_dataset("digits")
 CONFIG = fl.RunConfig(clients=6, clients_per_round=4, rounds=4, seed=3, workers=1)
@@ -132,6 +131,19 @@ def test_a_run_is_that_of_our_own_loop(name):
                 f"std-{prefix}accuracy": own.std_accuracy,
             }
             assert {k: figures[k] for k in of_clients} == pytest.approx(of_clients, abs=1e-5)
+
+
+def test_convolutions_in_their_own_memory_format():
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        layers = (nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Flatten())
+        made = nn.Sequential(*layers, nn.Linear(96, 10))
+        return made.to(memory_format=torch.channels_last)
+
+    _, ours = simulated(fl.FedAvg(), new_model=model)
+    there = Federation.of(fl.FedAvg(), new_model=model)
+    there.strategy.start(there.grid)
+    assert_same(ours, there.model)
 
 
 @pytest.mark.parametrize("buffers", ["aggregate", "local", "frozen"])
@@ -693,17 +705,8 @@ def test_initial_arrays(tmp_path):
 
 
 def test_flowers_differential_privacy_goes_around_it():
-    own, norm = clients(), 1e-3
-    grid = LocalGrid()
-    for client in own:
-        app = ClientApp()
-        register(
-            app,
-            lambda _: mlp(),
-            lambda context: own[context.node_config["partition-id"]],
-            mods=[fixedclipping_mod],
-        )
-        grid.add(client.number + 1, app, client.number)
+    norm = 1e-3
+    grid = federation(clients(), mlp, mods=[fixedclipping_mod])
     model = mlp()
     inner = MethodStrategy(method_of("floco"), model, CONFIG)
     strategy = DifferentialPrivacyClientSideFixedClipping(inner, 1e-6, norm, 4)
