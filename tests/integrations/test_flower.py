@@ -601,7 +601,9 @@ def test_two_nodes_that_say_they_are_the_same_client():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda about: about.update(number=-1), "number: wanted an integer from 0"),
+        (lambda about: about.update(number=-1), "number: wanted an integer from 0 to 5, got -1"),
+        (lambda about: about.update(number=6), "number: wanted an integer from 0 to 5, got 6"),
+        (lambda about: about.update(number=2**62), "number: wanted an integer from 0 to 5"),
         (lambda about: about.update(samples="many"), "samples: wanted an integer from 0"),
         (lambda about: about.pop("number"), "number: wanted an integer from 0"),
     ],

@@ -96,7 +96,8 @@ class NodeServer(Server):
         """Asks nodes which client they are."""
         messages = [self._message(node, records.JOIN, RecordDict()) for node in nodes]
         for node, reply in zip(nodes, self._exchange(messages, JOIN_SECONDS), strict=True):
-            found = self.read(node, reply, records.introduction)
+            introduced = partial(records.introduction, clients=self._config.clients)
+            found = self.read(node, reply, introduced)
             if isinstance(found, Failure):
                 log.warning("node %d is not let in: %s: %s", node, found.cause, found.message)
                 if found.cause != NO_REPLY:  # who was slow is asked again

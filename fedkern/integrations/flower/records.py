@@ -40,8 +40,6 @@ _STYPE = Array(np.zeros(0)).stype  # of arrays that NumPy has written
 # Kinds of messages: a category of Flower's, and an action of our own.
 JOIN, TRAIN, STATISTICS, EVALUATE = "query.join", "train", "train.statistics", "evaluate"
 
-_MOST = 2**40  # samples, or clients: sums of them are exact
-
 # Settings of a run that a client goes by.
 _OF_TRAINING = (
     "local_epochs",
@@ -78,6 +76,7 @@ class StateReader:
     def __init__(self, model: FlatModel) -> None:
         self._state = model.state.copy()
         self._parts = model.named(self._state)
+        self._types = {name: _numpy_type(part) for name, part in self._parts.items()}
         self._headers = {name: _header(part) for name, part in self._parts.items()}
 
     def __call__(self, record: ArrayRecord) -> State:
@@ -89,13 +88,14 @@ class StateReader:
         if different := self._parts.keys() ^ record.keys():
             name = min(different)
             got = "which was not there" if name in self._parts else "which was there, too"
-            wanted = ", ".join(self._parts)
-            raise ConfigError(f"{ARRAYS}: wanted {wanted}, got a difference: {name}, {got}")
+            raise ConfigError(
+                f"{ARRAYS}: wanted the model's names, got a difference: {name}, {got}"
+            )
         for name, own in self._parts.items():
             array, header = record[name], self._headers[name]
             whole = len(header) + own.numel() * own.element_size()
             if array.stype == _STYPE and len(array.data) == whole and array.data.startswith(header):
-                numbers = np.frombuffer(array.data, offset=len(header), dtype=_numpy_type(own))
+                numbers = np.frombuffer(array.data, self._types[name], offset=len(header))
                 _fill(own, numbers.reshape(own.shape))
             else:  # not as we write it
                 own.copy_(tensor_from_array(name, array, own))
@@ -192,17 +192,15 @@ def answer(content: RecordDict, like: Tensor) -> Tensor:
     return tensor_from_array(ANSWER, arrays[ANSWER], like).to(like.device)
 
 
-def introduction(content: RecordDict) -> tuple[int, int, int]:
-    """Reads which client a node is, and how many training and test samples it has.
+def introduction(content: RecordDict, clients: int) -> tuple[int, int, int]:
+    """Reads which of so many clients a node is, and how many training and test samples it has.
 
     Raises:
-        ConfigError: it is not said.
+        ConfigError: it is not said, or it is none of them.
     """
     about = _record(content, CONFIG, ConfigRecord)
-    number, samples, test_samples = (
-        _count(about, key) for key in ("number", "samples", "test-samples")
-    )
-    return number, samples, test_samples
+    number = _count(about, "number", most=clients - 1)
+    return number, _count(about, "samples"), _count(about, "test-samples")
 
 
 def figures(content: RecordDict) -> dict[str, float]:
@@ -237,10 +235,11 @@ def _number(record: Mapping[str, Any], key: str) -> float:
     return float(value)
 
 
-def _count(record: Mapping[str, Any], key: str, least: int = 0) -> int:
+def _count(record: Mapping[str, Any], key: str, least: int = 0, most: int = 2**40) -> int:
+    """An integer; sums of what is no larger are exact."""
     value = record.get(key)
-    if not isinstance(value, int) or not least <= value <= _MOST:
-        raise ConfigError(f"{key}: wanted an integer from {least} to {_MOST}, got {value!r}")
+    if not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(f"{key}: wanted an integer from {least} to {most}, got {value!r}")
     return value
 
 

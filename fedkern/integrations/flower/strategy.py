@@ -48,9 +48,9 @@ class MethodStrategy(Strategy):
             climb, fedrl, fedper and fedrod: they need more than models and statistics.
         model: the initial global model. It is made the method's and trained in place: after every
             round it holds the global model.
-        config: of the settings, `clients`, `clients_per_round`, `min_clients`, `rounds`,
-            `eval_every`, `seed` and `fail_rate` are the server's; those of local training are sent
-            to the clients. The others do not matter.
+        config: of the settings, `clients` (how many there are at most, numbered from 0),
+            `clients_per_round`, `min_clients`, `rounds`, `eval_every`, `seed` and `fail_rate` are
+            the server's; those of local training are sent to the clients. The others do not matter.
         min_available_nodes: clients to wait for before the first round; by default all of
             ``config.clients``.
         fraction_evaluate: part of the connected clients with test data that evaluates, in rounds
@@ -212,8 +212,7 @@ class MethodStrategy(Strategy):
         """As `fedkern.fl.simulate` does; others take the place of those that are not connected."""
         server, config = self._server, self._config
         present = {client.number: client for client in server.present}
-        known = max([config.clients, *(number + 1 for number in present)])
-        order = rounds.order_of_clients(known, config, server.number)
+        order = rounds.order_of_clients(config.clients, config, server.number)
         return [present[k] for k in order if k in present][: config.clients_per_round]
 
     def aggregate_train(
