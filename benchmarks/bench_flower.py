@@ -12,7 +12,6 @@ model.
 
 import os
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -142,10 +141,11 @@ def flowers_round(width: int, clients: list[fl.Client]) -> float:
 def fedkerns_round(width: int, clients: list[fl.Client]) -> float:
     """The median of a run."""
     app, grid = ClientApp(), Grid()
-    own: Callable[[Context], fl.Client] = lambda context: clients[  # noqa: E731
-        context.node_config["partition-id"]
-    ]
-    register(app, lambda _: new_model(width), own)
+
+    def own_client(context: Context) -> fl.Client:
+        return clients[context.node_config["partition-id"]]
+
+    register(app, lambda _: new_model(width), own_client)
     for client in clients:
         grid.add(client.number + 1, app, client.number)
     method = fl.FedAvg(weighting="samples")

@@ -133,6 +133,10 @@ class RunConfig:
         """The kinds that `augment` names."""
         return parse_augment(self.augment)
 
+    def evaluates_after(self, number: int) -> bool:
+        """Whether an evaluation is due after round `number`, counted from 1."""
+        return number % self.eval_every == 0 or number == self.rounds
+
     def torch_device(self) -> torch.device:
         """The device that `device` names."""
         if self.device == "auto":

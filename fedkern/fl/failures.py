@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from .errors import ConfigError, RunError
-from .flat import State
+from .flat import all_finite
 from .training import Job, Trained
 
 CAUSES = ("no data", "injected", "error", "not finite", "out of memory", "no reply", "refused")
@@ -82,7 +82,7 @@ def check_finite(trained: Trained) -> Trained:
     Raises:
         FloatingPointError: the values, a floating-point buffer or the loss have such.
     """
-    if not State(trained.train_loss, [trained.state.values, *trained.state.buffers]).is_finite():
+    if not all_finite(trained.train_loss, trained.state.values, *trained.state.buffers):
         raise FloatingPointError(
             "wanted finite parameters, buffers and training loss, got nan or infinity; a lower lr "
             "or clip may help"

@@ -35,14 +35,20 @@ class State(NamedTuple):
         """One that later training leaves alone."""
         return State(self.values.clone(), [buffer.clone() for buffer in self.buffers])
 
-    def is_finite(self) -> bool:
-        """Whether there is no nan or infinity: in one pass, with one wait for the device."""
-        parts = [part for part in (self.values, *self.buffers) if part.is_floating_point()]
-        total = parts[0].sum()
-        for part in parts[1:]:
-            total = total + part.sum()  # what is not finite stays so in a sum
-        # But a sum may overflow.
-        return math.isfinite(total.item()) or all(bool(part.isfinite().all()) for part in parts)
+
+def all_finite(first: Tensor, *others: Tensor) -> bool:
+    """Whether there is no nan or infinity: in one pass, with one wait for the device.
+
+    Args:
+        first: floating-point.
+        others: those that are not floating-point are finite.
+    """
+    tensors = [first, *(tensor for tensor in others if tensor.is_floating_point())]
+    total = first.sum()
+    for tensor in tensors[1:]:
+        total = total + tensor.sum()  # what is not finite stays so in a sum
+    # But a sum may overflow.
+    return math.isfinite(total.item()) or all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 class Layout:

@@ -64,6 +64,11 @@ def kept_of(
     return kept
 
 
+def have_own_models(method: Method, model: FlatModel, buffers: str) -> bool:
+    """Whether clients may predict with others than the global model; `RunConfig.buffers`."""
+    return method.personalises or (buffers == "local" and bool(model.buffers))
+
+
 def personal_logits(
     method: Method, model: FlatModel, client: Client, shared: Tensor, private: Tensor | None
 ) -> Tensor:

@@ -14,7 +14,7 @@ from .config import RunConfig
 from .errors import NonFiniteModelError, RunError
 from .evaluation import Evaluation, LocalEvaluation
 from .failures import NO_DATA, Failure
-from .flat import FlatModel, State
+from .flat import FlatModel, State, all_finite
 from .methods import Method, Shared, Update
 from .seeding import generator
 from .server import Server
@@ -141,7 +141,7 @@ def check_finite(model: FlatModel, number: int, train_loss: float) -> None:
     Raises:
         NonFiniteModelError: the model holds nan or infinity.
     """
-    if not model.state.is_finite():
+    if not all_finite(model.values, *model.buffers):
         raise NonFiniteModelError(
             f"round {number}: wanted a finite global model, got nan or infinity after aggregation "
             f"(training loss {train_loss:.4g}); a lower lr or clip may help"

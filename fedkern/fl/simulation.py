@@ -19,16 +19,14 @@ from .engine import make_engine
 from .errors import ConfigError
 from .evaluation import Evaluation, LocalEvaluation, measure, measure_local, predict
 from .failures import Failure
-from .flat import State
 from .linear import choose_as
 from .methods import Method, Update
-from .own_models import kept_of, personal_logits, start_of
+from .own_models import have_own_models, kept_of, personal_logits, start_of
 from .ranks import Ranks
 from .rounds import Round, aggregate, check_enough, check_finite, leave_out, sample_clients
 from .seeding import generator
 from .server import SimulatedServer
 from .snapshot import Snapshot
-from .training import LocalWork
 from .workers import num_workers
 
 Evaluations = tuple[Evaluation | None, LocalEvaluation | None, LocalEvaluation | None]
@@ -100,8 +98,7 @@ def simulate(
         seconds = perf_counter() - started
 
         evaluations: Evaluations = (None, None, None)
-        due = number % config.eval_every == 0 or number == config.rounds
-        if due and server.ranks.rank == 0:
+        if config.evaluates_after(number) and server.ranks.rank == 0:
             evaluations = _evaluate(method, server, config)
         round = Round(
             number,
@@ -166,16 +163,12 @@ class _Training:
                 continue
             self._done[at] = 1
             state = trained.state
-            client.models.update(self._kept(job.work, state))
+            client.models.update(kept_of(job.work, state, self._config.buffers, server.private))
             if job.work.keeps is not None:
                 continue
             if server.private is not None:  # the server sees what it has sent
                 state.values[server.private] = before.values[server.private]
             yield Update(state, len(client), trained.train_loss)
-
-    def _kept(self, work: LocalWork, state: State) -> dict[str, State]:
-        """What a client keeps, by name, of a state that it has trained."""
-        return kept_of(work, state, self._config.buffers, self._server.private)
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """See `Shared`."""
@@ -192,9 +185,10 @@ class _Training:
         """Gives all ranks what clients keep of the models that they have trained."""
         if self.ranks.size == 1:
             return
+        server, buffers = self._server, self._config.buffers
         for kind, works in enumerate(self._works):
-            shapes = self._kept(works[0], self.before)
-            for place, client in enumerate(self._server.active):
+            shapes = kept_of(works[0], self.before, buffers, server.private)
+            for place, client in enumerate(server.active):
                 for name, shaped in shapes.items() if self._done[kind, place] else ():
                     owner = place % self.ranks.size
                     own = owner == self.ranks.rank
@@ -220,8 +214,7 @@ def _evaluate(method: Method, server: SimulatedServer, config: RunConfig) -> Eva
     if method.has_global_model:
         global_on_local = measure_local(of_global, targets, num_classes)
 
-    own_buffers = config.buffers == "local" and bool(model.buffers)
-    if not (method.personalises or own_buffers):
+    if not have_own_models(method, model, config.buffers):
         return evaluation, global_on_local, None
     of_clients = [
         personal_logits(method, model, client, shared, server.private)

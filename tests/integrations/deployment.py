@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from processes import environment
+
 APP = Path(__file__).parent.parent.parent / "examples" / "flower_app"
 
 
@@ -33,20 +35,17 @@ class Deployment:
             f'[superlink]\ndefault = "here"\n\n[superlink.here]\n'
             f'address = "127.0.0.1:{self._port}"\ninsecure = true\n'
         )
-        root = str(APP.parent.parent)
-        self._environment = {
-            **os.environ,
-            "FLWR_HOME": str(home),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "OMP_NUM_THREADS": "1",
-            "NO_COLOR": "1",
-            # Flower's processes call each other by name, and import what the tests do.
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
-        }
+        self._environment = environment(
+            FLWR_HOME=str(home),
+            FLWR_TELEMETRY_ENABLED="0",
+            RAY_USAGE_STATS_ENABLED="0",
+            FLWR_DISABLE_UPDATE_CHECK="1",
+            FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
+            OMP_NUM_THREADS="1",
+            NO_COLOR="1",
+            # Flower's processes call each other by name.
+            PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        )
 
     def __enter__(self) -> Deployment:
         self._link = self._start(

@@ -500,6 +500,7 @@ def test_bad_statistics_are_left_out(change):
     there.strategy.start(there.grid)
     placed = [c.number for c in there.strategy._server.clients if "center" in c.state]
     assert placed == [1, 2, 3, 4, 5]
+    assert [(r.clients, r.failed) for r in there.strategy.rounds] == [(4, 0)] * 4
 
 
 def test_too_few_replies_end_the_run_and_it_can_go_on(tmp_path):
@@ -631,6 +632,8 @@ def test_clients_without_data_are_not_asked():
     rounds = list(fl.simulate(fl.FedAvg(), ours, fl.make_clients(DIGITS, partition), CONFIG))
     assert_same(ours, there.model)
     assert [r.failures for r in rounds] == [r.failures for r in there.strategy.rounds]
+    counts = [[(r.clients, r.failed) for r in of] for of in (rounds, there.strategy.rounds)]
+    assert counts[0] == counts[1]
     assert ("train", 1000) not in [(kind, node) for kind, node, *_ in there.grid.log]
 
 

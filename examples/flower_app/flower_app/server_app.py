@@ -25,7 +25,7 @@ def main(grid: Grid, context: Context) -> None:
 
     def evaluate(round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """The global model, which `model` holds after every round, on the global test data."""
-        if round % config.eval_every and round != config.rounds:
+        if not config.evaluates_after(round):
             return None
         found = fl.evaluate(model, data.x_test, data.y_test, data.num_classes)
         return MetricRecord({"accuracy": found.accuracy, "loss": found.cross_entropy})

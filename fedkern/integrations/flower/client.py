@@ -20,7 +20,7 @@ from fedkern.fl.failures import check_finite
 from fedkern.fl.flat import FlatModel, State
 from fedkern.fl.heap import keep_freed_memory
 from fedkern.fl.methods import Method
-from fedkern.fl.own_models import kept_of, personal_logits, start_of
+from fedkern.fl.own_models import have_own_models, kept_of, personal_logits, start_of
 from fedkern.fl.seeding import Draws, generator
 from fedkern.fl.training import Job, LocalWork, Trained, Trainer
 
@@ -197,7 +197,7 @@ class _Job:
         targets = data.y_test[client.test_indices].cpu()
         metrics: dict[str, int | float] = {"num-examples": len(targets)}
         metrics |= _figures("", logits, targets)
-        if place.method.personalises or place.config.buffers == "local":
+        if have_own_models(place.method, place.model, place.config.buffers):
             own = personal_logits(place.method, place.model, client, logits, None)
             metrics |= _figures("personal-", own, targets)
         return metrics

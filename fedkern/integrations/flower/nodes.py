@@ -75,6 +75,7 @@ class NodeServer(Server):
         for number, state in states.items():
             self._take_in(number, 0, 0)
             self._known[number].state.update(state)
+        self._list_clients()
 
     def gather(self, grid: Grid, least: int) -> None:
         """Looks who is connected, and waits until there are at least so many clients."""
@@ -94,9 +95,10 @@ class NodeServer(Server):
 
     def _meet(self, nodes: Sequence[int]) -> None:
         """Asks nodes which client they are."""
-        messages = [self._message(node, records.JOIN, RecordDict()) for node in nodes]
-        for node, reply in zip(nodes, self._exchange(messages, JOIN_SECONDS), strict=True):
-            introduced = partial(records.introduction, clients=self._config.clients)
+        timeout = max(self.timeout, JOIN_SECONDS)
+        messages = [self._message(node, records.JOIN, RecordDict(), timeout) for node in nodes]
+        introduced = partial(records.introduction, clients=self._config.clients)
+        for node, reply in zip(nodes, self._exchange(messages, timeout), strict=True):
             found = self.read(node, reply, introduced)
             if isinstance(found, Failure):
                 log.warning("node %d is not let in: %s: %s", node, found.cause, found.message)
@@ -111,6 +113,7 @@ class NodeServer(Server):
             self._met.add(node)
             self._nodes[number] = node
             self._take_in(number, samples, test_samples)
+        self._list_clients()
 
     def _take_in(self, number: int, samples: int, test_samples: int) -> None:
         indices, test_indices = (
@@ -119,6 +122,8 @@ class NodeServer(Server):
         )
         state = self._known[number].state if number in self._known else {}
         self._known[number] = Client(number, ELSEWHERE, indices, test_indices, state, {})
+
+    def _list_clients(self) -> None:
         self.clients = [client for _, client in sorted(self._known.items())]
 
     def messages(self, clients: Iterable[Client], kind: str) -> list[Message]:
@@ -128,14 +133,14 @@ class NodeServer(Server):
         for client in clients:
             config = ConfigRecord({**shared, **records.state_config(client.state)})
             content = RecordDict({records.ARRAYS: self.arrays, records.CONFIG: config})
-            messages.append(self._message(self._nodes[client.number], kind, content))
+            messages.append(self._message(self._nodes[client.number], kind, content, self.timeout))
         return messages
 
     def ask_all(self, question: Question) -> list[tuple[Client, Tensor]]:
         """See `Server`; it asks those that are connected."""
         layout, before = self.model.layout, self.model.state
         clients = self.reach([client for client in self.present if len(client) > 0])
-        replies = self._exchange(self.messages(clients, records.STATISTICS))
+        replies = self._exchange(self.messages(clients, records.STATISTICS), self.timeout)
         answers = []
         for client, reply in zip(clients, replies, strict=True):
             like = question.answer(client, layout, before.values, before)
@@ -169,17 +174,14 @@ class NodeServer(Server):
         except Exception as error:  # nothing that a client sends ends the run
             return Failure(number, REFUSED, f"{type(error).__name__}: {error}")
 
-    def _message(self, node: int, kind: str, content: RecordDict) -> Message:
+    def _message(self, node: int, kind: str, content: RecordDict, timeout: float) -> Message:
         # What nobody waits for any longer is not begun.
-        ttl = max(self.timeout, JOIN_SECONDS)
-        return Message(content, node, kind, ttl=ttl, group_id=str(self.number))
+        return Message(content, node, kind, ttl=timeout, group_id=str(self.number))
 
-    def _exchange(self, messages: Sequence[Message], least: float = 0) -> list[Message | None]:
-        """Waits as long as is set, or as at least."""
+    def _exchange(self, messages: Sequence[Message], timeout: float) -> list[Message | None]:
         if not messages:
             return []
         assert self._grid is not None
-        timeout = max(self.timeout, least)
         return in_order(messages, self._grid.send_and_receive(messages, timeout=timeout))
 
 

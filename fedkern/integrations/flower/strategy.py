@@ -98,7 +98,7 @@ class MethodStrategy(Strategy):
             self._go_on_from(checkpoints.start)
         self._before = len(self.rounds)  # rounds of earlier starts
         self._sent: list[tuple[Client, Message]] = []
-        self._started = 0.0
+        self._sampled, self._started = 0, 0.0
 
     def _go_on_from(self, start: Snapshot) -> None:
         model = self._server.model
@@ -184,12 +184,12 @@ class MethodStrategy(Strategy):
         """Meets new clients, samples the round's, and lets the method begin it."""
         self._started = perf_counter()
         server = self._server
-        self._take(arrays)
         server.number, server.failures = self._before + server_round, {}
-        config["server-round"] = server.number  # as Flower's strategies do
-        server.user_config = config
+        self._take(arrays, config)
         server.gather(grid, self._min_available if server_round == 1 else self._config.min_clients)
-        server.active = server.reach(self._sample())
+        sampled = self._sample()
+        self._sampled = len(sampled)
+        server.active = server.reach(sampled)
         rounds.check_enough(server, server.failures, self._config)
         self._method.begin_round(server)
         messages = server.messages(server.active, records.TRAIN)
@@ -201,12 +201,14 @@ class MethodStrategy(Strategy):
         )
         return messages
 
-    def _take(self, arrays: ArrayRecord) -> None:
-        """Takes on the arrays that clients are to get, if they are not those of the last round."""
+    def _take(self, arrays: ArrayRecord, config: ConfigRecord) -> None:
+        """Takes on what clients are to get; the arrays may be those that the last round gave."""
         server = self._server
         if arrays is not server.arrays:
             server.model.load(self._read(arrays))
             server.arrays = arrays
+        config["server-round"] = server.number  # as Flower's strategies do
+        server.user_config = config
 
     def _sample(self) -> list[Client]:
         """As `fedkern.fl.simulate` does; others take the place of those that are not connected."""
@@ -219,9 +221,7 @@ class MethodStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Makes of the replies the global model."""
-        server = self._server
-        sampled, train_loss = len(server.active), math.nan
-        not_reached = len(server.failures)
+        server, train_loss = self._server, math.nan
         if server.active:
             training = _Training(server, self._sent, replies, self._read, self._config)
             train_loss = rounds.aggregate(self._method, server, training)
@@ -230,14 +230,13 @@ class MethodStrategy(Strategy):
         server.arrays = records.model_to_record(server.model, server.model.state)
         for failure in server.failures.values():
             log.warning("%s", failure)
-        failed = sampled - len(server.active)
         round = Round(
             server.number,
             perf_counter() - self._started,
             train_loss,
             engine=FACTS,
             clients=len(server.active),
-            failed=failed + not_reached,
+            failed=self._sampled - len(server.active),
             failures=[*server.failures.values()],
         )
         self.rounds.append(round)
@@ -252,13 +251,11 @@ class MethodStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Asks clients how well they are served, in rounds in which that is due."""
-        server, every = self._server, self._config.eval_every
+        server = self._server
         self._sent = []
-        if server.number % every and server.number != self._config.rounds:
+        if not self._config.evaluates_after(server.number):
             return []
-        self._take(arrays)
-        config["server-round"] = server.number
-        server.user_config = config
+        self._take(arrays, config)
         tested = [client for client in server.present if len(client.test_indices)]
         number = round(self._fraction * len(tested))
         draws = generator(self._config.seed, "evaluation", server.number)
@@ -285,9 +282,9 @@ class MethodStrategy(Strategy):
         samples = torch.tensor([figures["num-examples"] for figures in found])
         metrics: dict[str, int | float] = {"clients": len(found), "samples": int(samples.sum())}
         for key in dict.fromkeys(key for figures in found for key in figures):
-            values = torch.tensor([figures.get(key, math.nan) for figures in found])
             if key == "num-examples":
                 continue
+            values = torch.tensor([figures.get(key, math.nan) for figures in found])
             metrics[key] = float((values * samples).sum() / samples.sum())
             if key.endswith("accuracy"):
                 metrics |= {f"{name}-{key}": value for name, value in spread(values).items()}
